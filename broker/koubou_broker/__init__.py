@@ -1,0 +1,1 @@
+"""koubou-broker: accepts tasks, keeps them safely, decides who works on what."""

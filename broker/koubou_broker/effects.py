@@ -1,0 +1,182 @@
+"""What the core wants done, and what it asks of the store: the seam between deciding and doing.
+
+Order is meaning: the server carries effects out in the order given, and a Send, Allow or Revoke only
+when every Save before it - of any batch - is durable (law 1).
+"""
+
+from dataclasses import dataclass
+
+from koubou_broker.records import (
+    Attempt,
+    Event,
+    NewTask,
+    Principal,
+    Record,
+    Submission,
+    TaskProgress,
+    Worker,
+)
+from koubou_common.messages import FromBroker
+from koubou_common.messages.values import Role, TaskState
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """One instant by two clocks: durations by `mono_s`, what is stored by `wall_ms`."""
+
+    mono_s: float
+    wall_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who speaks: the principal behind the authenticated key of this very message."""
+
+    public_key: str
+    name: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Write these rows; all Saves of one batch share a transaction."""
+
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message to a session; bodies it names are attached by the server where they are small."""
+
+    session: int
+    message: FromBroker
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Read what the core does not hold; answered by `Core.found(token, rows, now)`."""
+
+    token: int
+    query: "Query"
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """Something a person should know; the same code again replaces the text, an empty text ends it."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Forget this session; what it sends next is answered with hello_required."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """Put a key on the allow-list."""
+
+    public_key: str
+    name: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """Take a key off the allow-list."""
+
+    public_key: str
+
+
+Effect = Save | Send | Lookup | Alert | Close | Allow | Revoke
+
+
+@dataclass(frozen=True, slots=True)
+class FindTasks:
+    """Tasks by id, batch or filter, newest first; `principal` empty: of anyone."""
+
+    principal: str
+    task_ids: tuple[int, ...] = ()
+    batch_id: int = 0
+    states: tuple[TaskState, ...] = ()
+    before_id: int = 0
+    most: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class FindMarks:
+    """Ids, owners, states, workers and attempts of many tasks: for watches, cancels, retries of batches."""
+
+    task_ids: tuple[int, ...] = ()
+    batch_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FindStory:
+    """A task with all attempts and events."""
+
+    task_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class FindSubmission:
+    """An earlier submission under this key, with the states of its tasks."""
+
+    principal: str
+    idempotency_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class FindAttempt:
+    """An attempt that no live task knows, with its task."""
+
+    attempt_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class CountStates:
+    """How many tasks are in each state; `principal` empty: of anyone."""
+
+    principal: str
+
+
+Query = FindTasks | FindMarks | FindStory | FindSubmission | FindAttempt | CountStates
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTask:
+    """A task whole, as read back."""
+
+    task: NewTask
+    progress: TaskProgress
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a Lookup brought; only the fields that belong to its query are filled."""
+
+    tasks: tuple[StoredTask, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    events: tuple[Event, ...] = ()
+    submission: Submission | None = None
+    counts: tuple[tuple[TaskState, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All the core needs to go on after a start."""
+
+    epoch: int
+    next_task_id: int
+    next_batch_id: int
+    next_event_seq: int
+    tasks: tuple[StoredTask, ...] = ()  # live ones
+    attempts: tuple[Attempt, ...] = ()  # of live tasks, this generation
+    workers: tuple[Worker, ...] = ()
+    principals: tuple[Principal, ...] = ()
+    submission_hashes: frozenset[int] = frozenset()  # 64-bit hashes of (principal, idempotency key)
+    worker_scores: tuple[tuple[str, int, int], ...] = ()  # worker_id, succeeded, failed in the last 24 h
+    bytes_per_token: tuple[tuple[str, float], ...] = ()  # measured, by model

@@ -1,0 +1,1 @@
+"""What all sides of Koubou share: messages, codec, keys, settings, errors."""

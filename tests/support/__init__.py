@@ -1,0 +1,1 @@
+"""What several test folders share: waiting on conditions, builders, fakes."""
