@@ -1,0 +1,59 @@
+# Two commands for everybody: `make demo` and `make test`. The rest is for those who work on Koubou.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check check_static format up bench sim clean
+
+help:
+	@echo 'make demo    the whole workshop on this machine, with simulated Ollamas: see it work'
+	@echo 'make test    every test that needs no network'
+	@echo 'make check   the gate: format, lint, types, who imports whom, tests'
+	@echo 'make up      broker and agents of this home (KOUBOU_HOME, default ~/.koubou)'
+	@echo 'make bench   overhead, throughput, latency, as ratios in one run'
+	@echo 'make sim     the deterministic simulation: make sim SEEDS=10000'
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'Koubou needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+		|| { echo 'Python cannot make virtual environments here; on Debian: apt-get install python3-venv' >&2; exit 1; }
+	@echo 'setting up $(VENV) ...'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	@$(BIN)/koubou-ctl demo $(DEMO)
+
+test: $(READY)
+	@$(BIN)/pytest -n $(JOBS) --dist loadgroup $(TESTS)
+
+check_static: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: check_static
+	$(BIN)/pytest -q -n $(JOBS) --dist loadgroup -m 'not slow'
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+up: $(READY)
+	@$(BIN)/koubou-ctl up
+
+bench: $(READY)
+	@$(BIN)/python -m bench
+
+SEEDS ?= 2000
+sim: $(READY)
+	@$(BIN)/python -m sim.run --seeds $(SEEDS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,271 @@
+"""`Client`: submit tasks, get futures; everything `koubou-ctl` does, for Python programs."""
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from koubou_client.connection import CONNECT_TIMEOUT_S, Connection, new_request_id
+from koubou_client.futures import TaskFailedError, TaskFuture, TaskOutput
+from koubou_client.inputs import InputLimits
+from koubou_client.tasks import TaskDraft, draft_task, new_idempotency_key, parts_of
+from koubou_client.where import Where, find_broker
+from koubou_common import __version__
+from koubou_common.errors import Code, KoubouError
+from koubou_common.messages import (
+    Cancel,
+    Changes,
+    ClientWelcome,
+    GetResult,
+    GetStatus,
+    GetStory,
+    GetTasks,
+    PartStaged,
+    Preview,
+    Retry,
+    Status,
+    Story,
+    Submitted,
+    TaskResult,
+    Tasks,
+)
+from koubou_common.messages.limits import PAGE_TASKS
+from koubou_common.messages.values import Change, Plan, TaskMark, TaskState, TaskView
+
+
+class Client:
+    """A connection to the broker of this home. Thread-safe; use it as a context manager.
+
+    Every method raises KoubouError: `code` is the stable slug, `hint` says what to do.
+    """
+
+    def __init__(
+        self,
+        *,
+        home: str | Path | None = None,
+        where: Where | None = None,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        software: str = f"koubou-client {__version__}",
+    ) -> None:
+        where = where or find_broker(os.environ, home)
+        self.connection = Connection(
+            where.addresses,
+            where.broker_key,
+            where.pair,
+            software=software,
+            connect_timeout_s=connect_timeout_s,
+        )
+        self._lock = threading.Lock()
+        self._futures: dict[int, TaskFuture] = {}
+
+    def welcome(self) -> ClientWelcome:
+        """Who we are to the broker, and its limits."""
+        return self.connection.welcome()
+
+    def limits(self) -> InputLimits:
+        """The broker's limits on inputs."""
+        told = self.welcome()
+        return InputLimits(told.prompt_bytes, told.file_bytes, told.task_bytes, told.task_files)
+
+    def submit(self, prompt: str, *, idempotency_key: str = "", **task: Any) -> TaskFuture:
+        """Submit one task (keywords as in `draft_task`); its future ends when the task has."""
+        draft = draft_task(prompt, limits=self.limits(), **task)
+        accepted = self.submit_drafts([draft], key=idempotency_key)
+        return self.futures([ref.task_id for ref in accepted.tasks])[0]
+
+    def map(self, prompts: Iterable[str], *, ordered: bool = True, **task: Any) -> Iterator[TaskOutput]:
+        """Submit one task a prompt as a batch; yield the outputs, in the prompts' order or as they come."""
+        limits = self.limits()
+        drafts = [draft_task(prompt, limits=limits, **task) for prompt in prompts]
+        if not drafts:
+            return
+        accepted = self.submit_drafts(drafts, as_batch=True)
+        futures = self.futures([ref.task_id for ref in accepted.tasks])
+        for future in futures if ordered else as_completed(futures):
+            yield future.result()
+
+    def submit_drafts(self, drafts: Sequence[TaskDraft], *, key: str = "", as_batch: bool = False) -> Submitted:
+        """Submit tasks, all or none; returns when they are durable."""
+        reply = self._send_parts(drafts, key or new_idempotency_key(), as_batch=as_batch, dry_run=False)
+        if not isinstance(reply, Submitted):
+            raise _unexpected(reply)
+        return reply
+
+    def preview(self, drafts: Sequence[TaskDraft]) -> tuple[Plan, ...]:
+        """What submitting these would do; nothing is stored."""
+        reply = self._send_parts(drafts, new_idempotency_key(), as_batch=False, dry_run=True)
+        if not isinstance(reply, Preview):
+            raise _unexpected(reply)
+        return reply.plans
+
+    def futures(self, task_ids: Sequence[int]) -> list[TaskFuture]:
+        """Futures of tasks accepted earlier, by this or another program."""
+        with self._lock:
+            futures = []
+            for task_id in task_ids:
+                if task_id not in self._futures:
+                    self._futures[task_id] = TaskFuture(task_id, self._cancel_one)
+                futures.append(self._futures[task_id])
+            waited = [future.id for future in futures if not future.done()]
+        if waited:
+            self.connection.watch(waited, self._on_marks)
+        return futures
+
+    def wait(
+        self, task_ids: Sequence[int], *, timeout_s: float | None = None, for_all: bool = True
+    ) -> list[TaskFuture]:
+        """Wait until all (or any) have ended; returns those that have. Never raises for a failed task."""
+        futures = self.futures(task_ids)
+        done, _ = wait(futures, timeout_s, "ALL_COMPLETED" if for_all else FIRST_COMPLETED)
+        return [future for future in futures if future in done]
+
+    def tasks(
+        self,
+        *,
+        task_ids: Sequence[int] = (),
+        batch_id: int = 0,
+        states: Sequence[TaskState] = (),
+        most: int = PAGE_TASKS,
+    ) -> list[TaskView]:
+        """Tasks by id, of a batch, or all that match, newest first; KoubouError (not_found) for an unknown id."""
+        found: list[TaskView] = []
+        asked = [tuple(task_ids[i : i + PAGE_TASKS]) for i in range(0, len(task_ids), PAGE_TASKS)] or [()]
+        for ids in asked:
+            before = 0
+            while len(found) < most:
+                page = self.connection.call(
+                    GetTasks(
+                        new_request_id(),
+                        ids,
+                        batch_id,
+                        tuple(states),
+                        before,
+                        min(PAGE_TASKS, most - len(found)),
+                    ),
+                    Tasks,
+                )
+                if page.missing:
+                    raise _not_found(page.missing)
+                found += page.tasks
+                before = page.next_before
+                if not before:
+                    break
+        return found
+
+    def story(self, task_id: int) -> Story:
+        """A task with its attempts and events."""
+        return self.connection.call(GetStory(new_request_id(), task_id), Story)
+
+    def result(self, task_id: int, *, raw: bool = False) -> tuple[TaskResult, bytes]:
+        """A task's record and its output; the bytes are empty where there is none (see `task.state`)."""
+        reply = self.connection.call(GetResult(new_request_id(), task_id, raw), TaskResult)
+        if reply.body is None:
+            return reply, b""
+        data = self.connection.fetch(reply.body).result()
+        return reply, data if raw else data[reply.output_offset : reply.output_offset + reply.output_length]
+
+    def cancel(self, task_ids: Sequence[int] = (), *, batch_id: int = 0, reason: str = "") -> tuple[Change, ...]:
+        """Cancel what has not ended; tells the state now recorded of each."""
+        reply = self.connection.call(Cancel(new_request_id(), tuple(task_ids), batch_id, reason), Changes)
+        if reply.missing:
+            raise _not_found(reply.missing)
+        return reply.changes
+
+    def retry(self, task_ids: Sequence[int] = (), *, batch_id: int = 0) -> tuple[Change, ...]:
+        """Open ended tasks again; of a batch those that failed or were cancelled."""
+        reply = self.connection.call(Retry(new_request_id(), tuple(task_ids), batch_id), Changes)
+        if reply.missing:
+            raise _not_found(reply.missing)
+        with self._lock:
+            for change in reply.changes:
+                if change.changed:
+                    self._futures.pop(change.task_id, None)
+        return reply.changes
+
+    def status(self) -> Status:
+        """The workshop at a glance."""
+        return self.connection.call(GetStatus(new_request_id()), Status)
+
+    def close(self) -> None:
+        """End the connection; tasks go on, futures that are not done fail."""
+        self.connection.close()
+        with self._lock:
+            for future in self._futures.values():
+                future.end(KoubouError(Code.DETACHED, "the client was closed; the task goes on"))
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _send_parts(
+        self, drafts: Sequence[TaskDraft], key: str, *, as_batch: bool, dry_run: bool
+    ) -> Submitted | Preview:
+        request_ids = [new_request_id() for _ in range(len(drafts) or 1)]
+        parts = parts_of(drafts, request_ids, key, as_batch=as_batch, dry_run=dry_run)
+        while True:
+            try:
+                for message, bodies in parts[:-1]:
+                    self.connection.call(message, PartStaged, bodies)
+                message, bodies = parts[-1]
+                if dry_run:
+                    return self.connection.call(message, Preview, bodies)
+                return self.connection.call(message, Submitted, bodies)
+            except KoubouError as error:
+                # A new session has forgotten the earlier parts: the same key makes beginning again harmless.
+                if error.code is not Code.HELLO_REQUIRED or len(parts) == 1:
+                    raise
+
+    def _cancel_one(self, task_id: int) -> TaskState:
+        return self.cancel([task_id])[0].state
+
+    def _on_marks(self, marks: Sequence[TaskMark], missing: Sequence[int]) -> None:
+        for task_id in missing:
+            self._end(task_id, _not_found([task_id]))
+        for mark in marks:
+            if mark.state.is_terminal:
+                self._fetch_end(mark.task_id)
+
+    def _fetch_end(self, task_id: int) -> None:
+        def on_result(reply: TaskResult | KoubouError) -> None:
+            if isinstance(reply, KoubouError):
+                self._end(task_id, reply)
+            elif reply.task.state is not TaskState.SUCCEEDED or reply.body is None:
+                self._end(task_id, TaskFailedError(reply.task))
+            else:
+                self.connection.fetch(reply.body).add_done_callback(lambda done: self._end_with(reply, done))
+
+        self.connection.begin(GetResult(new_request_id(), task_id), on_result)
+
+    def _end_with(self, reply: TaskResult, fetched: "Future[bytes]") -> None:
+        error = fetched.exception()
+        if error is not None:
+            self._end(reply.task.task_id, error)
+            return
+        data = fetched.result()[reply.output_offset : reply.output_offset + reply.output_length]
+        self._end(reply.task.task_id, TaskOutput(data.decode("utf-8", "replace"), reply.task))
+
+    def _end(self, task_id: int, outcome: TaskOutput | BaseException) -> None:
+        with self._lock:
+            future = self._futures.get(task_id)
+        if future is not None:
+            future.end(outcome)
+
+
+def _not_found(task_ids: Sequence[int]) -> KoubouError:
+    named = ", ".join(str(task_id) for task_id in task_ids[:5])
+    return KoubouError(
+        Code.NOT_FOUND,
+        f"no task {named} of yours" + (", …" if len(task_ids) > 5 else ""),
+        "koubou-ctl ps -a lists them",
+    )
+
+
+def _unexpected(reply: object) -> KoubouError:
+    return KoubouError(Code.INTERNAL, f"the broker answered with {type(reply).__name__}")

@@ -1,0 +1,32 @@
+"""Times as people and scripts read them."""
+
+from datetime import UTC, datetime
+
+_UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
+
+
+def rfc3339(at_ms: int) -> str | None:
+    """A wall-clock time for scripts, in UTC; None for "not yet"."""
+    if not at_ms:
+        return None
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def duration(ms: int) -> str:
+    """A duration in its two largest units: `2 m 11 s`, `450 ms`."""
+    if ms < 1_000:
+        return f"{max(0, ms)} ms"
+    left = ms // 1_000
+    parts = []
+    for unit, seconds in _UNITS:
+        if left >= seconds:
+            parts.append(f"{left // seconds} {unit}")
+            left %= seconds
+        if len(parts) == 2:
+            break
+    return " ".join(parts)
+
+
+def age(at_ms: int, now_ms: int) -> str:
+    """How long ago, or `-` for "not yet"."""
+    return duration(now_ms - at_ms) if at_ms else "-"
