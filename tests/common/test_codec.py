@@ -42,9 +42,7 @@ def values(hint: typing.Any) -> st.SearchStrategy[typing.Any]:
     for bound in bounds:
         match bound:
             case Chars(most, least):
-                return st.text(
-                    st.characters(codec="utf-8"), min_size=least, max_size=max(least, min(most, 8))
-                )
+                return st.text(st.characters(codec="utf-8"), min_size=least, max_size=max(least, min(most, 8)))
             case Size(most, least):
                 return st.binary(min_size=least, max_size=max(least, min(most, 8)))
             case Between(least_number, most_number) if hint is int:
