@@ -200,6 +200,4 @@ class Parked:
     detail: str
 
 
-Record = (
-    NewTask | TaskProgress | Submission | Attempt | Event | Worker | WorkerMetric | Principal | Audit | Parked
-)
+Record = NewTask | TaskProgress | Submission | Attempt | Event | Worker | WorkerMetric | Principal | Audit | Parked

@@ -35,6 +35,9 @@ from koubou_common.messages import (
 from koubou_common.messages.limits import PAGE_TASKS
 from koubou_common.messages.values import Change, Plan, TaskMark, TaskState, TaskView
 
+WATCH_TASKS = 2_000  # watched under one request: all their states come in one message
+_PREVIEW_TASKS = 10  # planned in one message: each plan names every worker
+
 
 class Client:
     """A connection to the broker of this home. Thread-safe; use it as a context manager.
@@ -89,17 +92,30 @@ class Client:
 
     def submit_drafts(self, drafts: Sequence[TaskDraft], *, key: str = "", as_batch: bool = False) -> Submitted:
         """Submit tasks, all or none; returns when they are durable."""
-        reply = self._send_parts(drafts, key or new_idempotency_key(), as_batch=as_batch, dry_run=False)
-        if not isinstance(reply, Submitted):
-            raise _unexpected(reply)
-        return reply
+        request_ids = [new_request_id() for _ in range(len(drafts) or 1)]
+        parts = parts_of(drafts, request_ids, key or new_idempotency_key(), as_batch=as_batch, dry_run=False)
+        last, bodies_of_last = parts[-1]
+        while True:
+            self.connection.welcome()
+            session = self.connection.session if len(parts) > 1 else None
+            try:
+                for message, bodies in parts[:-1]:
+                    self.connection.call(message, PartStaged, bodies, session=session)
+                return self.connection.call(last, Submitted, bodies_of_last, session=session)
+            except KoubouError as error:
+                # A new session has forgotten the earlier parts: the same key makes beginning again harmless.
+                if error.code is not Code.HELLO_REQUIRED or session is None:
+                    raise
 
     def preview(self, drafts: Sequence[TaskDraft]) -> tuple[Plan, ...]:
         """What submitting these would do; nothing is stored."""
-        reply = self._send_parts(drafts, new_idempotency_key(), as_batch=False, dry_run=True)
-        if not isinstance(reply, Preview):
-            raise _unexpected(reply)
-        return reply.plans
+        plans: list[Plan] = []
+        for first in range(0, len(drafts), _PREVIEW_TASKS):
+            some = drafts[first : first + _PREVIEW_TASKS]
+            request_ids = [new_request_id() for _ in some]
+            for message, bodies in parts_of(some, request_ids, new_idempotency_key(), as_batch=False, dry_run=True):
+                plans += self.connection.call(message, Preview, bodies).plans
+        return tuple(plans)
 
     def futures(self, task_ids: Sequence[int]) -> list[TaskFuture]:
         """Futures of tasks accepted earlier, by this or another program."""
@@ -110,8 +126,8 @@ class Client:
                     self._futures[task_id] = TaskFuture(task_id, self._cancel_one)
                 futures.append(self._futures[task_id])
             waited = [future.id for future in futures if not future.done()]
-        if waited:
-            self.connection.watch(waited, self._on_marks)
+        for first in range(0, len(waited), WATCH_TASKS):
+            self._watch(waited[first : first + WATCH_TASKS])
         return futures
 
     def wait(
@@ -191,10 +207,11 @@ class Client:
 
     def close(self) -> None:
         """End the connection; tasks go on, futures that are not done fail."""
-        self.connection.close()
         with self._lock:
-            for future in self._futures.values():
-                future.end(KoubouError(Code.DETACHED, "the client was closed; the task goes on"))
+            futures = list(self._futures.values())
+        for future in futures:  # before the connection, whose end would be given as the reason
+            future.end(KoubouError(Code.DETACHED, "the client was closed; the task goes on"))
+        self.connection.close()
 
     def __enter__(self) -> "Client":
         return self
@@ -204,33 +221,27 @@ class Client:
     ) -> None:
         self.close()
 
-    def _send_parts(
-        self, drafts: Sequence[TaskDraft], key: str, *, as_batch: bool, dry_run: bool
-    ) -> Submitted | Preview:
-        request_ids = [new_request_id() for _ in range(len(drafts) or 1)]
-        parts = parts_of(drafts, request_ids, key, as_batch=as_batch, dry_run=dry_run)
-        while True:
-            try:
-                for message, bodies in parts[:-1]:
-                    self.connection.call(message, PartStaged, bodies)
-                message, bodies = parts[-1]
-                if dry_run:
-                    return self.connection.call(message, Preview, bodies)
-                return self.connection.call(message, Submitted, bodies)
-            except KoubouError as error:
-                # A new session has forgotten the earlier parts: the same key makes beginning again harmless.
-                if error.code is not Code.HELLO_REQUIRED or len(parts) == 1:
-                    raise
-
     def _cancel_one(self, task_id: int) -> TaskState:
         return self.cancel([task_id])[0].state
 
-    def _on_marks(self, marks: Sequence[TaskMark], missing: Sequence[int]) -> None:
-        for task_id in missing:
-            self._end(task_id, _not_found([task_id]))
-        for mark in marks:
-            if mark.state.is_terminal:
-                self._fetch_end(mark.task_id)
+    def _watch(self, task_ids: Sequence[int]) -> None:
+        going_on = set(task_ids)
+
+        def on_marks(marks: Sequence[TaskMark], missing: Sequence[int]) -> bool:
+            for task_id in missing:
+                self._end(task_id, _not_found([task_id]))
+            for mark in marks:
+                if mark.state.is_terminal and mark.task_id in going_on:
+                    self._fetch_end(mark.task_id)
+                    going_on.discard(mark.task_id)
+            going_on.difference_update(missing)
+            return not going_on
+
+        def on_error(error: KoubouError) -> None:
+            for task_id in going_on:
+                self._end(task_id, error)
+
+        self.connection.watch(task_ids, on_marks, on_error)
 
     def _fetch_end(self, task_id: int) -> None:
         def on_result(reply: TaskResult | KoubouError) -> None:
@@ -265,7 +276,3 @@ def _not_found(task_ids: Sequence[int]) -> KoubouError:
         f"no task {named} of yours" + (", …" if len(task_ids) > 5 else ""),
         "koubou-ctl ps -a lists them",
     )
-
-
-def _unexpected(reply: object) -> KoubouError:
-    return KoubouError(Code.INTERNAL, f"the broker answered with {type(reply).__name__}")

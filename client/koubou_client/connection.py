@@ -39,11 +39,14 @@ Reply = TypeVar("Reply")
 CONNECT_TIMEOUT_S = 5.0  # to reach the broker for the first time; people wait for the answer
 OUTAGE_TIMEOUT_S = 60.0  # without it later: a restart takes seconds, an upgrade less than this
 _RESEND_S = 15.0  # an unanswered request is repeated: its answer may have been lost
+_HELLO_RESEND_S = 2.0  # a hello is small, and nothing else is heard before its answer
 _IDLE_S = 0.5  # the thread looks at its timers at least this often
 
 _HOPELESS = frozenset({Diagnosis.KEY_NOT_ENROLLED, Diagnosis.WRONG_BROKER_KEY})
 Answered = Callable[[Any], None]  # gets the reply, or a KoubouError
-Marks = Callable[[Sequence[TaskMark], Sequence[int]], None]  # tasks as they are, ids that are not there
+# Gets tasks as they are and ids that are not there; True: it wants to hear no more.
+Marks = Callable[[Sequence[TaskMark], Sequence[int]], bool]
+Failed = Callable[[KoubouError], None]
 
 
 @dataclasses.dataclass(slots=True)
@@ -53,6 +56,19 @@ class _Pending:
     message: Any
     on_answer: Answered
     bodies: dict[bytes, bytes]
+    session: int | None = None  # valid in this session only
+    not_before_s: float = 0.0
+    sent_at_s: float | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class _Watched:
+    """Tasks somebody wants to hear about."""
+
+    message: Watch
+    on_marks: Marks
+    on_error: Failed
+    answered: bool = False
     not_before_s: float = 0.0
     sent_at_s: float | None = None
 
@@ -83,12 +99,15 @@ class Connection:
         self._wake_out.connect(name)
         self._wake_lock = threading.Lock()
         self._closing = False
+        self._is_over = False
         self._pending: dict[str, _Pending] = {}
-        self._watches: dict[str, tuple[Watch, Marks]] = {}
+        self._watches: dict[str, _Watched] = {}
         self._offer = Offer()
         self._fetches = Fetches()
         self._welcome: ClientWelcome | None = None
         self._ready = False
+        self._hello_at_s: float | None = None  # None: no hello is due
+        self._session = 0
         self._epoch = 0
         self._out_since_s = time.monotonic()
         self._was_connected = False
@@ -98,14 +117,29 @@ class Connection:
 
     def welcome(self) -> ClientWelcome:
         """Who the broker says we are, once connected; KoubouError with the diagnosis if that cannot be."""
-        return self._welcomed.result()
+        return self._welcome or self._welcomed.result()
 
-    def begin(self, message: Any, on_answer: Answered, bodies: dict[bytes, bytes] | None = None) -> None:
+    @property
+    def session(self) -> int:
+        """How many times the broker has welcomed us: it forgets a session's half-sent submission."""
+        return self._session
+
+    def begin(
+        self,
+        message: Any,
+        on_answer: Answered,
+        bodies: dict[bytes, bytes] | None = None,
+        *,
+        session: int | None = None,
+    ) -> None:
         """Send a request; `on_answer` gets its reply or a KoubouError.
 
-        `bodies` (by sha256) are what the message names but does not carry: the broker pulls them.
+        `bodies` (by sha256) are what the message names but does not carry: the broker pulls them. A request of one
+        `session` is not repeated in the next: it fails with hello_required.
         """
-        self._do(lambda: self._begin(message, on_answer, bodies or {}))
+        pending = _Pending(message, on_answer, bodies or {}, session)
+        if not self._do(lambda: self._begin(pending)):
+            on_answer(_closed())
 
     def call(
         self,
@@ -113,10 +147,12 @@ class Connection:
         reply: type[Reply],
         bodies: dict[bytes, bytes] | None = None,
         timeout_s: float | None = None,
+        *,
+        session: int | None = None,
     ) -> Reply:
         """Send a request and wait for its reply of the given type; raises the KoubouError it was answered with."""
         future: Future[Reply] = Future()
-        self.begin(message, settle(future), bodies)
+        self.begin(message, settle(future), bodies, session=session)
         answer = future.result(timeout_s)
         if not isinstance(answer, reply):
             raise KoubouError(Code.INTERNAL, f"the broker answered with {type(answer).__name__}")
@@ -125,21 +161,33 @@ class Connection:
     def fetch(self, body: Body) -> "Future[bytes]":
         """The bytes of a body that a reply named."""
         future: Future[bytes] = Future()
-        self._do(lambda: self._fetches.want(body, settle(future)))
+        if not self._do(lambda: self._fetches.want(body, settle(future))):
+            future.set_exception(_closed())
         return future
 
-    def watch(self, task_ids: Sequence[int], on_marks: Marks, *, batch_id: int = 0) -> Callable[[], None]:
-        """Tell `on_marks` the states now and at every change, again after each reconnection; returns a stopper."""
-        request_id = new_request_id()
-        message = Watch(request_id, tuple(task_ids), batch_id)
-        self._do(lambda: self._begin_watch(message, on_marks))
-        return lambda: self._do(lambda: self._end_watch(request_id))
+    def watch(
+        self,
+        task_ids: Sequence[int],
+        on_marks: Marks,
+        on_error: Failed = lambda _: None,
+        *,
+        batch_id: int = 0,
+    ) -> None:
+        """Tell `on_marks` the states now and at every change, again after each reconnection, until it returns True.
+
+        `on_error` hears why no more will be told: refused, or the broker is away for too long.
+        """
+        watched = _Watched(Watch(new_request_id(), tuple(task_ids), batch_id), on_marks, on_error)
+        if not self._do(lambda: self._watches.update({watched.message.request_id: watched})):
+            on_error(_closed())
 
     def close(self) -> None:
         """End the connection; what is unanswered fails."""
         if self._thread.is_alive():
             self._closing = True
-            self._wake()
+            with self._wake_lock:
+                if not self._is_over:
+                    self._wake()
             self._thread.join()
 
     def __enter__(self) -> "Connection":
@@ -148,15 +196,18 @@ class Connection:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _do(self, command: Callable[[], None]) -> None:
-        if self._closing:
-            raise KoubouError(Code.BROKER_UNREACHABLE, "the connection is closed")
-        self._commands.put(command)
-        self._wake()
+    def _do(self, command: Callable[[], None]) -> bool:
+        """Have the thread do it; False when the thread is over."""
+        # The wake-up socket is shared between callers, which ZeroMQ allows only one at a time.
+        with self._wake_lock:
+            if self._is_over:
+                return False
+            self._commands.put(command)
+            self._wake()
+            return True
 
     def _wake(self) -> None:
-        # The socket is shared between callers, which ZeroMQ allows only one at a time.
-        with self._wake_lock, contextlib.suppress(zmq.ZMQError):
+        with contextlib.suppress(zmq.ZMQError):  # full: it is awake
             self._wake_out.send(b"", zmq.NOBLOCK)
 
     # All below runs on the connection's own thread.
@@ -169,10 +220,14 @@ class Connection:
                 for event in self._link.pump(time.monotonic()):
                     self._on_event(event)
                 self._check_outage()
+                self._say_hello()
                 if self._ready:
                     self._flush()
         finally:
-            self._fail_all(KoubouError(Code.BROKER_UNREACHABLE, "the connection was closed"))
+            with self._wake_lock:
+                self._is_over = True  # from here on callers answer themselves
+            self._take_commands()
+            self._fail_all(_closed())
             self._link.close()
             self._wake_in.close(0)
             self._wake_out.close(0)
@@ -200,10 +255,9 @@ class Connection:
     def _on_event(self, event: Connected | Disconnected | Received) -> None:
         match event:
             case Connected():
-                self._ready = False
-                self._say(ClientHello(PROTO_MIN, PROTO_MAX, self._software))
+                self._ready, self._hello_at_s = False, 0.0
             case Disconnected():
-                self._ready = False
+                self._ready, self._hello_at_s = False, None
                 if self._was_connected:
                     self._was_connected = False
                     self._out_since_s = time.monotonic()
@@ -219,28 +273,21 @@ class Connection:
     def _on_message(self, message: Message) -> None:
         match message:
             case ClientWelcome():
-                self._ready, self._was_connected = True, True
-                self._welcome = message
-                if not self._welcomed.done():
-                    self._welcomed.set_result(message)
-                for pending in self._pending.values():
-                    pending.sent_at_s = None
-                self._fetches.forget_asked()
-                for watch, _ in self._watches.values():
-                    self._say(watch)
+                self._on_welcome(message)
             case Error(code=Code.HELLO_REQUIRED):
-                self._ready = False
-                self._say(ClientHello(PROTO_MIN, PROTO_MAX, self._software))
+                if self._ready:  # several requests may be answered so: one hello is enough
+                    self._ready, self._hello_at_s = False, 0.0
             case Error(request_id=""):
                 self._fail_all(KoubouError(message.code, message.message, message.hint))
             case Error():
                 self._on_error(message)
             case Watching():
-                if held := self._watches.get(message.request_id):
-                    held[1](message.tasks, message.missing)
+                if watched := self._watches.get(message.request_id):
+                    watched.answered = True
+                    self._tell(watched, message.tasks, message.missing)
             case TaskChanged():
-                if held := self._watches.get(message.request_id):
-                    held[1]((message.task,), ())
+                if watched := self._watches.get(message.request_id):
+                    self._tell(watched, (message.task,), ())
             case BlobGet():
                 self._say(self._offer.answer(message))
             case BlobChunk() | BlobMissing():
@@ -248,28 +295,44 @@ class Connection:
             case _:
                 self._settle(getattr(message, "request_id", ""), message)
 
-    def _on_error(self, error: Error) -> None:
-        pending = self._pending.get(error.request_id)
-        if pending is not None and error.retry_after_s > 0 and error.code is Code.BUSY:
-            pending.not_before_s = time.monotonic() + error.retry_after_s
+    def _on_welcome(self, welcome: ClientWelcome) -> None:
+        self._ready, self._was_connected, self._hello_at_s = True, True, None
+        self._session += 1
+        self._welcome = welcome
+        if not self._welcomed.done():
+            self._welcomed.set_result(welcome)
+        for pending in list(self._pending.values()):
             pending.sent_at_s = None
+            if pending.session not in (None, self._session):
+                self._settle(pending.message.request_id, _session_is_over())
+        for watched in self._watches.values():
+            watched.answered, watched.sent_at_s = False, None
+        self._fetches.forget_asked()
+
+    def _on_error(self, error: Error) -> None:
+        asked = self._pending.get(error.request_id) or self._watches.get(error.request_id)
+        if asked is not None and error.retry_after_s > 0 and error.code is Code.BUSY:
+            asked.not_before_s = time.monotonic() + error.retry_after_s
+            asked.sent_at_s = None
             return
         hint = error.hint
         if error.retry_after_s > 0:
             hint = f"{hint} (try again in {error.retry_after_s:.0f} s)".strip()
-        self._settle(error.request_id, KoubouError(error.code, error.message, hint))
+        told = KoubouError(error.code, error.message, hint)
+        if watched := self._watches.pop(error.request_id, None):
+            watched.on_error(told)
+        self._settle(error.request_id, told)
 
-    def _begin(self, message: Any, on_answer: Answered, bodies: dict[bytes, bytes]) -> None:
-        self._offer.add(bodies)
-        self._pending[message.request_id] = _Pending(message, on_answer, bodies)
+    def _begin(self, pending: _Pending) -> None:
+        if pending.session not in (None, self._session):
+            pending.on_answer(_session_is_over())
+            return
+        self._offer.add(pending.bodies)
+        self._pending[pending.message.request_id] = pending
 
-    def _begin_watch(self, message: Watch, on_marks: Marks) -> None:
-        self._watches[message.request_id] = (message, on_marks)
-        if self._ready:
-            self._say(message)
-
-    def _end_watch(self, request_id: str) -> None:
-        self._watches.pop(request_id, None)
+    def _tell(self, watched: _Watched, marks: Sequence[TaskMark], missing: Sequence[int]) -> None:
+        if watched.on_marks(marks, missing):
+            self._watches.pop(watched.message.request_id, None)
 
     def _settle(self, request_id: str, answer: object) -> None:
         pending = self._pending.pop(request_id, None)
@@ -279,12 +342,20 @@ class Connection:
 
     def _flush(self) -> None:
         now = time.monotonic()
-        for pending in list(self._pending.values()):
-            due = pending.sent_at_s is None or now - pending.sent_at_s > _RESEND_S
-            if due and now >= pending.not_before_s and self._say(pending.message):
-                pending.sent_at_s = now
+        unanswered = [watched for watched in self._watches.values() if not watched.answered]
+        requests: list[_Pending | _Watched] = [*self._pending.values(), *unanswered]
+        for asked in requests:
+            due = asked.sent_at_s is None or now - asked.sent_at_s > _RESEND_S
+            if due and now >= asked.not_before_s and self._say(asked.message):
+                asked.sent_at_s = now
         for ask in self._fetches.asks():
             self._say(ask)
+
+    def _say_hello(self) -> None:
+        now = time.monotonic()
+        if self._hello_at_s is not None and now >= self._hello_at_s:
+            self._say(ClientHello(PROTO_MIN, PROTO_MAX, self._software))
+            self._hello_at_s = now + _HELLO_RESEND_S
 
     def _say(self, message: Message) -> bool:
         return self._link.send(codec.encode(message))
@@ -305,6 +376,9 @@ class Connection:
             self._welcomed.set_exception(error)
         for request_id in list(self._pending):
             self._settle(request_id, error)
+        while self._watches:
+            _, watched = self._watches.popitem()
+            watched.on_error(error)
         self._fetches.fail(error)
 
 
@@ -320,6 +394,14 @@ def settle(future: "Future[Any]") -> Answered:
             future.set_result(answer)
 
     return answered
+
+
+def _closed() -> KoubouError:
+    return KoubouError(Code.BROKER_UNREACHABLE, "the connection was closed")
+
+
+def _session_is_over() -> KoubouError:
+    return KoubouError(Code.HELLO_REQUIRED, "the session has ended", "begin again")
 
 
 def new_request_id() -> str:

@@ -1,7 +1,8 @@
 """A task as a `concurrent.futures.Future`: the standard library's tools work on it."""
 
+import contextlib
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 
 from koubou_common.errors import Code, ErrorClass, KoubouError
@@ -50,9 +51,8 @@ class TaskFuture(Future[TaskOutput]):
 
     def end(self, outcome: TaskOutput | BaseException) -> None:
         """Settle it once; later calls change nothing."""
-        if self.done():
-            return
-        if isinstance(outcome, BaseException):
-            self.set_exception(outcome)
-        else:
-            self.set_result(outcome)
+        with contextlib.suppress(InvalidStateError):  # another thread was faster
+            if isinstance(outcome, BaseException):
+                self.set_exception(outcome)
+            else:
+                self.set_result(outcome)

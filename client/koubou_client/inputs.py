@@ -39,11 +39,12 @@ def body_of(data: bytes) -> Body:
 
 def check_prompt(prompt: str | bytes, limits: InputLimits) -> bytes:
     """The prompt's bytes; KoubouError (bad_input) if it is empty, not UTF-8, holds NUL or is over the limit."""
-    data = prompt if isinstance(prompt, bytes) else prompt.encode("utf-8", "surrogateescape")
     try:
+        # Arguments that were not UTF-8 arrive with their bytes escaped: they are named like a file's.
+        data = prompt if isinstance(prompt, bytes) else prompt.encode("utf-8", "surrogateescape")
         text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _bad(f"the prompt is not UTF-8 (byte {error.start})", "save it as UTF-8 and submit again") from error
+    except UnicodeError as error:
+        raise _bad(f"the prompt is not UTF-8 ({_place(error)})", "save it as UTF-8 and submit again") from error
     if "\0" in text:
         raise _bad("the prompt holds a NUL character", "a prompt is text: remove it")
     if not text.strip():
@@ -121,6 +122,10 @@ def _relative_name(path: str) -> str:
     if fault := name_fault(name):
         raise _bad(f"{path}: {fault}", "name files relative to the repository's root (--root)")
     return name
+
+
+def _place(error: UnicodeError) -> str:
+    return f"byte {error.start}" if isinstance(error, UnicodeDecodeError) else "it holds half a character"
 
 
 def _bad(message: str, hint: str) -> KoubouError:

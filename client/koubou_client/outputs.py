@@ -48,7 +48,11 @@ def write_output(root: Path, name: str, data: bytes, *, expected_digest: str | N
     kept, with KoubouError (conflict), unless `force`.
     """
     name = check_out_path(name, root)
+    path = root / name
+    data = data.rstrip(b"\n") + b"\n"
     now = digest_of(root, name)
+    if now == hashlib.sha256(data).hexdigest():
+        return path  # written before: a repeated command is no conflict
     if not force and now != (expected_digest or ""):
         what = "appeared" if not expected_digest else "changed"
         raise KoubouError(
@@ -56,14 +60,13 @@ def write_output(root: Path, name: str, data: bytes, *, expected_digest: str | N
             f"{name}: {what} since the task was submitted, and was left as it is",
             "look at it, then write with --force, or choose another path with -o",
         )
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _check_folders(root, name)
-    mode = stat.S_IMODE(path.lstat().st_mode) if now else 0o666 & ~_umask()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.koubou.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_folders(root, name)
+        mode = stat.S_IMODE(path.lstat().st_mode) if now else 0o666 & ~_umask()
         with temporary.open("xb") as file:
-            file.write(data.rstrip(b"\n") + b"\n")
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(mode)

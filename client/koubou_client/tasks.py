@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from koubou_client.inputs import ContextFile, InputLimits, body_of, check_prompt, read_context
+from koubou_common import codec
 from koubou_common.errors import Code, KoubouError
 from koubou_common.messages import Submit
 from koubou_common.messages.limits import (
@@ -17,6 +18,7 @@ from koubou_common.messages.limits import (
     PRIORITY_LOWEST,
 )
 from koubou_common.messages.values import Body, File, Label, Option, Scalar, TaskSpec
+from koubou_common.names import name_fault
 from koubou_common.options import check_options
 
 PRIORITY_WORDS = {"low": 2, "normal": PRIORITY_DEFAULT, "high": 8}
@@ -68,7 +70,11 @@ def draft_task(
             "leave files out, or split the task",
         )
     if faults := check_options(dict(options or {}), from_task=True):
-        raise KoubouError(Code.BAD_INPUT, "; ".join(faults), "see `koubou-ctl config schema`")
+        hint = "ask for a large enough window with --min-context N" if "num_ctx" in (options or {}) else ""
+        raise KoubouError(Code.BAD_INPUT, "; ".join(faults), hint or "see `koubou-ctl config schema`")
+    for what, name in (("target", target), ("output", out_path)):
+        if name and (fault := name_fault(name)):
+            raise KoubouError(Code.BAD_INPUT, f"{what} {name}: {fault}", "choose a relative path")
     spec = TaskSpec(
         prompt=body_of(prompt_bytes),
         files=tuple(File(file.name, body_of(file.data)) for file in context),
@@ -92,6 +98,7 @@ def draft_task(
         out_path=out_path,
         out_digest=out_digest,
     )
+    _check_bounds(spec)
     return TaskDraft(spec, _bodies(prompt_bytes, context))
 
 
@@ -135,6 +142,18 @@ def parts_of(
 def new_idempotency_key() -> str:
     """A key that makes repeating this submission harmless."""
     return secrets.token_hex(16)
+
+
+def _check_bounds(spec: TaskSpec) -> None:
+    """Refuse here what the broker could not read: it drops such a message, and nobody would hear why."""
+    try:
+        codec.unpack(codec.pack(spec), TaskSpec)
+    except UnicodeEncodeError as error:
+        raise KoubouError(Code.BAD_INPUT, "a name holds half a character", "names are UTF-8 text") from error
+    except codec.DecodeError as error:
+        raise KoubouError(
+            Code.BAD_INPUT, str(error).removeprefix("value."), "see `koubou-ctl submit --help`"
+        ) from error
 
 
 def _groups(drafts: Sequence[TaskDraft]) -> list[list[TaskDraft]]:

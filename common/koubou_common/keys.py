@@ -77,9 +77,12 @@ def write_public(path: Path, public: str, *, replace: bool = False) -> None:
     _write(path, f'{_PUBLIC_COMMENT}\npublic: "{public}"\n', 0o644, replace=replace)
 
 
-def read_key_pair(path: Path) -> KeyPair:
-    """The pair in `path`; KoubouError (bad_configuration) if it is missing, unguarded or damaged."""
-    keys = _read(path)
+def read_key_pair(path: Path, *, trusted_owner: int | None = None) -> KeyPair:
+    """The pair in `path`; KoubouError (bad_configuration) if it is missing, unguarded or damaged.
+
+    It must belong to this account, to root, or to the user id `trusted_owner`.
+    """
+    keys = _read(path, trusted_owner)
     if "public" not in keys or "secret" not in keys:
         raise _damaged(path, "it does not hold both a public and a secret key")
     if pair_of(keys["secret"]).public != keys["public"]:
@@ -150,7 +153,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _read(path: Path) -> dict[str, str]:
+def _read(path: Path, trusted_owner: int | None = None) -> dict[str, str]:
     # O_NOFOLLOW: somebody else's link would choose our key. O_NONBLOCK: a FIFO must not hang us.
     flags = os.O_RDONLY
     for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
@@ -176,17 +179,15 @@ def _read(path: Path) -> dict[str, str]:
         ) from error
     keys = _parse(path, data)
     if "secret" in keys:
-        _check_guarded(path, status)
+        _check_guarded(path, status, trusted_owner)
     return keys
 
 
-def _check_guarded(path: Path, status: os.stat_result) -> None:
+def _check_guarded(path: Path, status: os.stat_result, trusted_owner: int | None) -> None:
     if not _IS_POSIX:
         return
-    if status.st_uid not in (
-        os.geteuid(),
-        0,
-    ):  # root reads everything anyway, and hands out service credentials
+    # Root reads everything anyway, and hands out service credentials.
+    if status.st_uid not in (os.geteuid(), 0, trusted_owner):
         raise KoubouError(
             Code.BAD_CONFIGURATION,
             f"the key file {path} belongs to another account (user id {status.st_uid})",

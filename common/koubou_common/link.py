@@ -244,7 +244,7 @@ class Link:
         return Connected(self._sessions)
 
     def _receive(self, attempt: Attempt, events: list[LinkEvent]) -> None:
-        """Read on only after Connected was told; once the session is over, to its last message."""
+        """Read only after Connected was told; once the session is over, all that libzmq kept of it."""
         received = 0
         is_over = attempt.verdict is not None
         while received < _RECEIVE_AT_ONCE or is_over:

@@ -23,9 +23,11 @@ HEARTBEAT_IVL_MS = 5_000
 HEARTBEAT_TIMEOUT_MS = 15_000  # three unanswered ones
 HEARTBEAT_TTL_MS = 20_000  # what we ask of the other side: a little more than our own limit
 
-_GRACE_S = 0.5  # libzmq reports its own timeouts first; ours are for what it never reports (an unknown name)
+_GRACE_S = 0.5  # libzmq reports its own timeouts first; ours are for what it does not report (a slow resolver)
 _GREETING_S = 1.0  # a broker's I/O thread answers a greeting in a millisecond
-_NO_RECONNECT = -1  # a refused socket swallows sends for ever, and libzmq's pause never grows: we do it ourselves
+# We reconnect ourselves, by a new socket: a refused one swallows sends for ever, and libzmq's pauses never grow.
+# Not by -1 ("never"): with that it does not report a name that cannot be resolved.
+_RECONNECT_IVL_MS = 3_600_000
 _ZAP_REFUSED = 400
 # Signature and version, no more: a server says its mechanism then, and would hang up on one it does not like.
 _GREETING_BEGIN = b"\xff" + bytes(7) + b"\x01\x7f" + b"\x03\x01"
@@ -154,9 +156,11 @@ class Attempt:
         socket.linger = 0
         socket.sndhwm = socket.rcvhwm = HWM_MESSAGES
         socket.maxmsgsize = FRAME_BYTES
-        socket.immediate = 1  # without it, a send with no broker is "accepted" and lost
+        # Without it, a send with no broker is "accepted" and lost. The price: what has arrived unread when the
+        # connection ends may be lost, too. Who waits for an answer asks again anyway.
+        socket.immediate = 1
         socket.ipv6 = _is_ipv6(self._address)
-        socket.reconnect_ivl = _NO_RECONNECT
+        socket.reconnect_ivl = _RECONNECT_IVL_MS
         socket.connect_timeout = round(self._timeouts.connect_s * 1_000)
         socket.handshake_ivl = round(self._timeouts.handshake_s * 1_000)
         socket.heartbeat_ivl = HEARTBEAT_IVL_MS
@@ -174,6 +178,8 @@ class Attempt:
         match event:
             case zmq.EVENT_CONNECT_DELAYED:
                 self._is_resolved = True
+            case zmq.EVENT_CONNECT_RETRIED if not self._is_resolved:
+                self.verdict = self._silence()
             case zmq.EVENT_CONNECTED:
                 self._deadline_s = now_s + self._timeouts.handshake_s + _GRACE_S
             case zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -253,7 +259,7 @@ class _Greeting:
         self._monitor = context.socket(zmq.PAIR)
         self._socket.linger = 0
         self._socket.ipv6 = _is_ipv6(address)
-        self._socket.reconnect_ivl = _NO_RECONNECT
+        self._socket.reconnect_ivl = _RECONNECT_IVL_MS
         _start_monitor(self._socket, self._monitor)
         self._socket.connect(address)
 

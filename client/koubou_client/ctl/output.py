@@ -60,6 +60,20 @@ class Output:
         sys.stdout.write(clean(text) + "\n")
         sys.stdout.flush()
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person reads stdout."""
+        return sys.stdout.isatty()
+
+    def raw(self, data: bytes) -> None:
+        """Print what a model said: byte for byte to a file or pipe, harmless text to a terminal."""
+        if self.is_terminal:
+            text = data.decode("utf-8", "replace")
+            self.say(text.removesuffix("\n"))
+        else:
+            sys.stdout.buffer.write(data)
+            sys.stdout.flush()
+
     def note(self, text: str) -> None:
         """Print a line on stderr: progress and hints, never in JSON mode."""
         if not self.as_json:
@@ -70,7 +84,9 @@ class Output:
         """Print an error: what happened, how to fix it."""
         if self.as_json:
             document = {"code": error.code.value, "message": error.message, "hint": error.hint}
-            sys.stderr.write(json.dumps({"v": 1, "error": document}, ensure_ascii=False) + "\n")
+            sys.stderr.write(json.dumps({"v": 1, "error": document}) + "\n")
+        elif error.code is Code.DETACHED:  # what the user asked for, by Ctrl-C: no error
+            sys.stderr.write(f"{clean(error.message)}\n  {clean(error.hint)}\n")
         else:
             sys.stderr.write(f"error[{error.code.value.replace('_', '-')}]: {clean(error.message)}\n")
             if error.hint:

@@ -1,6 +1,7 @@
 """The command table: names and one line each, so that `--help` imports no command."""
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from koubou_client.ctl.output import Output, exit_code_of
+from koubou_client.ctl.output import DETACHED, OK, USAGE, Output, exit_code_of
 from koubou_common.errors import Code, KoubouError
 
 # name -> (module below this package, one line for --help); in the order a newcomer meets them
@@ -44,6 +45,10 @@ Exit codes: 0 ok, 1 a task failed, 2 usage, 3 wait timed out, 4 not authorised, 
 6 broker unreachable, 7 refused, 8 bad configuration, 130 detached by Ctrl-C."""
 
 
+class ReaderGone(Exception):  # noqa: N818 - no error: the reader of our output has enough
+    """Nobody reads stdout any more."""
+
+
 class LazyGroup(click.Group):
     """Finds commands in COMMANDS and imports only the one that runs."""
 
@@ -61,6 +66,13 @@ class LazyGroup(click.Group):
         command = importlib.import_module(f"koubou_client.ctl.{module}").command
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; click would call a reader that has enough (`| head`) a failure."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGone from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands, straight from the table."""
@@ -83,34 +95,36 @@ def root(ctx: click.Context, home: str | None, as_json: bool, connect_timeout: f
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run koubou-ctl and exit with the documented code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a poor terminal must not turn an answer into a crash
     given = list(sys.argv[1:] if arguments is None else arguments)
     # `--json` may stand anywhere before `--`: people append it.
     arguments, as_json = _hoist(given)
     output = Output(as_json=as_json, home=None)
     try:
         code = root.main(arguments, prog_name="koubou-ctl", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Exit as end:
-        sys.exit(end.exit_code)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else OK)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(2)
+        sys.exit(USAGE)
     except click.ClickException as error:
         if as_json:
             output.error(KoubouError(Code.BAD_INPUT, error.format_message(), "koubou-ctl --help"))
         else:
             error.show()
-        sys.exit(error.exit_code)
+        sys.exit(USAGE)
     except KoubouError as error:
         output.error(error)
         sys.exit(exit_code_of(error))
     except (KeyboardInterrupt, click.Abort):
         sys.stderr.write("\n")
-        sys.exit(130)
-    except BrokenPipeError:
+        sys.exit(DETACHED)
+    except (BrokenPipeError, ReaderGone):
         # The reader (head, say) has enough; the interpreter must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        sys.exit(OK)
 
 
 def _hoist(arguments: list[str]) -> tuple[list[str], bool]:

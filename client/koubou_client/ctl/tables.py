@@ -10,7 +10,7 @@ _GAP = "  "
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A borderless table; columns whose values are all numbers are aligned to the right."""
-    cells = [[clean(str(value)).replace("\n", " ") for value in row] for row in rows]
+    cells = [[_one_line(value) for value in row] for row in rows]
     widths = [
         max(display_width(text) for text in (header, *(row[column] for row in cells)))
         for column, header in enumerate(headers)
@@ -28,6 +28,25 @@ def display_width(text: str) -> int:
         0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
         for character in text
     )
+
+
+def shorten(text: str, columns: int) -> str:
+    """`text` in at most so many columns, an ellipsis at its end where something was left out."""
+    if display_width(text) <= columns:
+        return text
+    kept = ""
+    width = 1  # the ellipsis
+    for character in text:
+        width += display_width(character)
+        if width > columns:
+            break
+        kept += character
+    return kept + "…"
+
+
+def _one_line(value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return clean(text).replace("\n", " ").replace("\t", " ")
 
 
 def _line(values: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:

@@ -30,3 +30,8 @@ def duration(ms: int) -> str:
 def age(at_ms: int, now_ms: int) -> str:
     """How long ago, or `-` for "not yet"."""
     return duration(now_ms - at_ms) if at_ms else "-"
+
+
+def local_time(at_ms: int) -> str:
+    """A wall-clock time in the reader's own zone, to the second."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")

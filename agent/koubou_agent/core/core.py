@@ -1,0 +1,451 @@
+"""The door of the agent's core: what happens goes in, what to do about it comes out."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from koubou_agent.core.attempts import Attempts, Held
+from koubou_agent.core.deliveries import Deliveries, to_message
+from koubou_agent.effects import (
+    Effect,
+    Exit,
+    Failed,
+    Log,
+    Outcome,
+    Send,
+    SpoolDelete,
+    SpoolWrite,
+    StartAttempt,
+    StopAttempt,
+    Success,
+    WipeCaches,
+)
+from koubou_common.errors import Code, ErrorClass
+from koubou_common.messages import (
+    PROTO_MAX,
+    PROTO_MIN,
+    Abort,
+    AgentHello,
+    Dispatch,
+    Error,
+    Goodbye,
+    Heartbeat,
+    HeartbeatAck,
+    Removed,
+    ResultStored,
+    ToAgent,
+    Welcome,
+)
+from koubou_common.messages.values import (
+    AbortReason,
+    AgentHealth,
+    AgentStatus,
+    WorkerConfig,
+    WorkerMode,
+)
+
+HELLO_AGAIN_S = 5.0  # an unanswered Hello is repeated
+HELLO_SOONEST_S = 1.0  # a broker that answers every message with hello_required gets one Hello a second
+VERSION_AGAIN_S = 60.0  # a broker without a common protocol version changes by an upgrade only
+FAREWELL_S = 3.0  # what a stopping agent waits for the broker to store its last outcomes
+SLOTS_UNKNOWN = 256  # free slots said before the first Welcome: the broker's own count is the smaller one
+SPOOLED_MOST = 5_000  # outcomes kept before no more work is taken; a status lists at most 10,000
+LATENCY_MOST_MS = 60_000  # an echo older than this is of another session
+EXIT_REMOVED = 4  # not authorised any more
+
+_HANDED_BACK = "handed back: the agent is stopping"
+_DRAINED = "handed back: the worker is draining and had not begun"
+
+
+@dataclass(frozen=True, slots=True)
+class CoreSettings:
+    """What the core knows of its own process."""
+
+    software: str
+    platform: str
+    boot_id: str  # 32 hex digits, new at each start
+    slots_ceiling: int  # 0: none
+
+
+class AgentCore:
+    """Holds attempts and outcomes, and decides what the broker hears; `now` is monotonic, in seconds."""
+
+    def __init__(self, settings: CoreSettings, spooled: Iterable[Outcome], health: AgentHealth, now: float) -> None:
+        self._settings = settings
+        self._attempts = Attempts()
+        self._deliveries = Deliveries(spooled)
+        self._probe = health
+        self._said_health: AgentHealth | None = None  # in this session
+        self._spool_problem = ""
+        self._releasing = 0
+        self._epoch = 0
+        self._connected = False
+        self._session: int | None = None  # the broker's number, between Welcome and the connection's end
+        self._last_session = (0, 0)  # epoch and number
+        self._last_dispatch = 0
+        self._worker: WorkerConfig | None = None
+        self._mode = WorkerMode.ACTIVE
+        self._heartbeat_s = 5.0
+        self._lease_s = 30.0
+        self._hello_at_s = now
+        self._hello_said_s = now - HELLO_SOONEST_S
+        self._heartbeat_at_s = now
+        self._heard_s = now
+        self._latency_ms = 0
+        self._stop_at_s: float | None = None
+        self._farewell_at_s: float | None = None
+        self._over = False
+
+    # What happens on the wire.
+
+    def connected(self, now: float) -> list[Effect]:
+        """The link has a new connection to the broker."""
+        if self._over:
+            return []
+        self._connected = True
+        self._session = None
+        return self._hello(now)
+
+    def disconnected(self, now: float) -> list[Effect]:
+        """The connection is gone; what runs goes on running."""
+        self._connected = False
+        self._session = None
+        return self._settle(now)
+
+    def receive(self, message: ToAgent, epoch: int, now: float) -> list[Effect]:
+        """A message of the broker's term `epoch`; those of an earlier term are ignored."""
+        if self._over or not self._connected or epoch < self._epoch:
+            return []
+        effects: list[Effect] = []
+        if epoch > self._epoch:
+            self._epoch = epoch
+            if self._session is not None and not isinstance(message, Welcome | Removed):
+                self._session = None  # another broker process: it does not know this session
+                effects += self._hello(now)
+        self._heard_s = now
+        match message:
+            case Welcome():
+                effects += self._welcome(message, now)
+            case Dispatch():
+                effects += self._dispatch(message)
+            case Abort():
+                effects += self._abort(message)
+            case ResultStored(uid, disposition):
+                if self._deliveries.remove(uid):
+                    effects.append(SpoolDelete(uid))
+                    effects.append(Log(logging.INFO, f"attempt={uid} outcome stored: {disposition}"))
+            case HeartbeatAck(sent_ms, mode):
+                latency_ms = int(now * 1000) - sent_ms
+                if 0 <= latency_ms <= LATENCY_MOST_MS:
+                    self._latency_ms = latency_ms
+                effects += self._set_mode(mode)
+            case Removed():
+                return effects + self._removed()
+            case Error():
+                effects += self._error(message, now)
+            case _:
+                assert_never(message)
+        return effects + self._settle(now)
+
+    # What happens on this box.
+
+    def progress(self, uid: str, phase: str, tokens: int) -> None:
+        """How far an attempt is; the next heartbeat says so."""
+        held = self._attempts.get(uid)
+        if held is not None:
+            held.phase, held.tokens = phase, tokens
+
+    def ended(self, uid: str, outcome: Outcome | None, now: float) -> list[Effect]:
+        """An attempt is over; None where it was stopped and has nothing to say."""
+        held = self._attempts.end(uid)
+        if held is None or self._over:
+            return []
+        if held.aborted is not None and not _wanted_although_aborted(held.aborted, outcome):
+            self._heartbeat_at_s = now  # the broker learns by its absence that the slot is free
+            return self._settle(now)
+        if outcome is None:
+            outcome = Failed(uid, ErrorClass.AGENT_ERROR, "the attempt ended without an outcome")
+        return self._keep(outcome) + self._settle(now)
+
+    def spooled(self, uid: str, now: float) -> list[Effect]:
+        """An outcome is durable here."""
+        if not self._deliveries.written(uid):
+            return [SpoolDelete(uid)]  # the broker stored it while it was held in memory
+        return self._settle(now)
+
+    def spool_failed(self, uid: str, problem: str, now: float) -> list[Effect]:
+        """The disk refused an outcome: it is kept in memory and sent, and no more work is taken."""
+        self._deliveries.refused(uid, now)
+        self._spool_problem = problem
+        return [Log(logging.ERROR, f"attempt={uid} kept in memory only: {problem}"), *self._settle(now)]
+
+    def health(self, health: AgentHealth, now: float) -> list[Effect]:
+        """What the probe saw."""
+        self._probe = health
+        return self._settle(now)
+
+    def releasing(self, calls: int, now: float) -> list[Effect]:
+        """How many calls of ended attempts still keep Ollama busy: their slots are not free yet."""
+        if calls < self._releasing:
+            self._heartbeat_at_s = now
+        self._releasing = calls
+        return self._settle(now)
+
+    def stop(self, grace_s: float, now: float) -> list[Effect]:
+        """Asked to end: finish within `grace_s`, then hand back; asked again, `grace_s` bounds all of it."""
+        if self._stop_at_s is not None:
+            self._farewell_at_s = now + grace_s  # asked again: no more waiting for the broker either
+        stop_at_s = now + grace_s
+        self._stop_at_s = stop_at_s if self._stop_at_s is None else min(stop_at_s, self._stop_at_s)
+        self._heartbeat_at_s = now
+        return self._hand_back_waiting(_HANDED_BACK) + self._settle(now)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Time passed."""
+        return self._settle(now)
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to do; None: only when something happens."""
+        if self._over:
+            return None
+        times = [self._deliveries.next_write_s(), self._farewell_at_s]
+        if self._farewell_at_s is None:
+            times.append(self._stop_at_s)
+        if self._session is not None:
+            times += [self._heartbeat_at_s, self._heard_s + self._lease_s, self._deliveries.next_send_s()]
+        elif self._connected:
+            times.append(self._hello_at_s)
+        return min((time for time in times if time is not None), default=None)
+
+    @property
+    def epoch(self) -> int:
+        """The broker's term; what comes from an earlier one is ignored."""
+        return self._epoch
+
+    @property
+    def worker(self) -> WorkerConfig | None:
+        """The worker's settings, while there is a session."""
+        return self._worker if self._session is not None else None
+
+    @property
+    def summary(self) -> str:
+        """One line for the service manager and the log."""
+        broker = "connected" if self._session is not None else "no broker"
+        state = "stopping" if self._stop_at_s is not None else str(self._mode)
+        return f"{broker}, {state}, {len(self._attempts)} running, {len(self._deliveries)} to deliver"
+
+    def status(self) -> AgentStatus:
+        """What is held, as every message that matters says it."""
+        return AgentStatus(
+            running=self._attempts.progress(),
+            spooled=tuple(self._deliveries),
+            free_slots=self._free_slots(),
+            last_dispatch=self._last_dispatch,
+        )
+
+    def check(self) -> None:
+        """Assert what must hold between any two calls."""
+        held = {item.dispatch.attempt_uid for item in self._attempts}
+        assert not held & set(self._deliveries), "an attempt both runs and has ended"
+        assert self._session is None or self._connected, "a session without a connection"
+        assert self._free_slots() >= 0, "negative free slots"
+        assert not (self._stop_at_s is not None and self._attempts.waiting()), "waits although stopping"
+        if self._stop_at_s is not None or self._deliveries.in_memory:
+            assert self._free_slots() == 0, "offers slots it must not offer"
+        if self._worker is not None and not self._over:
+            room = self._slots() - self._attempts.started - self._releasing
+            assert room <= 0 or not self._attempts.waiting(), "waits beside a free slot"
+
+    # Messages, one by one.
+
+    def _welcome(self, message: Welcome, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        if (self._epoch, message.session) != self._last_session:
+            self._last_session = (self._epoch, message.session)
+            self._last_dispatch = 0
+        if self._session is None:
+            self._deliveries.restart(now)
+            effects.append(Log(logging.INFO, f"agent={message.worker.worker_id} welcome, session={message.session}"))
+        self._session = message.session
+        self._worker = message.worker
+        self._heartbeat_s = message.heartbeat_s
+        self._lease_s = message.lease_s
+        # The Hello said all; but for free slots, which it could not know before the worker's settings.
+        self._heartbeat_at_s = now + self._heartbeat_s
+        return effects + self._set_mode(message.mode)
+
+    def _dispatch(self, message: Dispatch) -> list[Effect]:
+        if message.session != self._session:
+            return []  # of a session that is over: the broker took it back when the next one began
+        uid = message.attempt_uid
+        self._last_dispatch = max(self._last_dispatch, message.number)
+        if self._attempts.was_here(uid) or uid in self._deliveries:
+            return []
+        self._attempts.add(message)
+        if self._stop_at_s is not None:
+            return self._hand_back_waiting(_HANDED_BACK)
+        return [Log(logging.INFO, f"task={message.task_id} attempt={uid} received")]
+
+    def _abort(self, message: Abort) -> list[Effect]:
+        held = self._attempts.get(message.attempt_uid)
+        if held is None or held.aborted is not None:
+            return []  # a spooled outcome stays until ResultStored, whatever became of the task
+        effects: list[Effect] = [
+            Log(logging.INFO, f"attempt={message.attempt_uid} aborted by the broker: {message.reason}")
+        ]
+        if held.started:
+            held.aborted = message.reason
+            return [*effects, StopAttempt(message.attempt_uid, None, str(message.reason))]
+        self._attempts.end(message.attempt_uid)
+        self._heartbeat_at_s = self._heard_s
+        return effects
+
+    def _set_mode(self, mode: WorkerMode) -> list[Effect]:
+        self._mode = mode
+        return self._hand_back_waiting(_DRAINED) if mode is WorkerMode.DRAINING else []
+
+    def _removed(self) -> list[Effect]:
+        effects: list[Effect] = []
+        for held in self._attempts:
+            if held.started and held.aborted is None:
+                held.aborted = AbortReason.OVER
+                effects.append(StopAttempt(held.dispatch.attempt_uid, None, "this worker was removed"))
+        self._over = True
+        text = "this worker was removed from the workshop by an operator; to come back, join with a new token"
+        return [*effects, WipeCaches(), Exit(EXIT_REMOVED, text)]
+
+    def _error(self, message: Error, now: float) -> list[Effect]:
+        if message.code is Code.HELLO_REQUIRED:
+            self._session = None
+            self._hello_at_s = max(now, self._hello_said_s + HELLO_SOONEST_S)
+            return []
+        if message.code is Code.VERSION:
+            self._session = None
+            self._hello_at_s = now + VERSION_AGAIN_S
+        return [Log(logging.WARNING, f"the broker says: {message.message} {message.hint}".rstrip())]
+
+    # What follows from whatever happened.
+
+    def _settle(self, now: float) -> list[Effect]:
+        """Start what fits, say what is due, end when nothing is left."""
+        if self._over:
+            return []
+        effects = self._start_waiting()
+        effects += self._hand_back_running(now)
+        if not self._deliveries.in_memory:
+            self._spool_problem = ""
+        effects += [SpoolWrite(outcome) for outcome in self._deliveries.to_write(now)]
+        if self._session is not None and now - self._heard_s >= self._lease_s:
+            self._session = None  # connected, yet silent: ask who is there
+            self._hello_at_s = now
+        if self._session is not None:
+            effects += [Send(to_message(outcome, self.status())) for outcome in self._deliveries.to_send(now)]
+            if now >= self._heartbeat_at_s or self._said_health != self._health():
+                effects.append(Send(self._heartbeat(now)))
+        elif self._connected and now >= self._hello_at_s:
+            effects += self._hello(now)
+        return effects + self._finish(now)
+
+    def _hello(self, now: float) -> list[Effect]:
+        self._hello_said_s = now
+        self._hello_at_s = now + HELLO_AGAIN_S
+        self._said_health = self._health()
+        settings = self._settings
+        return [
+            Send(
+                AgentHello(
+                    proto_min=PROTO_MIN,
+                    proto_max=PROTO_MAX,
+                    software=settings.software,
+                    platform=settings.platform,
+                    boot_id=settings.boot_id,
+                    slots_ceiling=settings.slots_ceiling,
+                    status=self.status(),
+                    health=self._said_health,
+                )
+            )
+        ]
+
+    def _heartbeat(self, now: float) -> Heartbeat:
+        health = self._health()
+        news = health if health != self._said_health else None
+        self._said_health = health
+        self._heartbeat_at_s = now + self._heartbeat_s
+        return Heartbeat(int(now * 1000), self._latency_ms, self.status(), news)
+
+    def _keep(self, outcome: Outcome) -> list[Effect]:
+        self._deliveries.add(outcome)
+        return [SpoolWrite(outcome)]
+
+    def _start_waiting(self) -> list[Effect]:
+        if self._worker is None:
+            return []
+        room = self._slots() - self._attempts.started - self._releasing
+        effects: list[Effect] = []
+        for held in self._attempts.waiting()[: max(0, room)]:
+            held.started = True
+            held.phase = "fetching"
+            effects.append(StartAttempt(held.dispatch, self._worker))
+        return effects
+
+    def _hand_back_waiting(self, why: str) -> list[Effect]:
+        return [effect for held in self._attempts.waiting() for effect in self._hand_back(held, why)]
+
+    def _hand_back_running(self, now: float) -> list[Effect]:
+        """The grace is over: what still runs is stopped and given back, its own outcome is not waited for."""
+        if self._stop_at_s is None or now < self._stop_at_s:
+            return []
+        effects: list[Effect] = []
+        for held in list(self._attempts):
+            uid = held.dispatch.attempt_uid
+            effects.append(StopAttempt(uid, ErrorClass.DRAIN, _HANDED_BACK))
+            if held.aborted is None:
+                effects += self._hand_back(held, _HANDED_BACK)
+            else:
+                self._attempts.end(uid)
+        return effects
+
+    def _hand_back(self, held: Held, why: str) -> list[Effect]:
+        uid = held.dispatch.attempt_uid
+        self._attempts.end(uid)
+        return self._keep(Failed(uid, ErrorClass.DRAIN, why))
+
+    def _finish(self, now: float) -> list[Effect]:
+        if self._stop_at_s is None or len(self._attempts) or self._deliveries.is_writing():
+            return []
+        if self._farewell_at_s is None:
+            self._farewell_at_s = now + FAREWELL_S
+        if len(self._deliveries) and self._connected and now < self._farewell_at_s:
+            return []
+        effects: list[Effect] = [Send(Goodbye(self.status()))] if self._session is not None else []
+        self._over = True
+        left = len(self._deliveries)
+        lost = self._deliveries.in_memory
+        text = f"; {left - lost} outcome(s) wait in the spool for the next start" if left > lost else ""
+        text += f"; {lost} outcome(s) are lost, their disk is full and the broker away" if lost else ""
+        return [*effects, Exit(0, f"stopped{text}")]
+
+    def _slots(self) -> int:
+        offered = self._worker.slots if self._worker is not None else SLOTS_UNKNOWN
+        return min(offered, self._settings.slots_ceiling or offered)
+
+    def _free_slots(self) -> int:
+        refuses = (
+            self._stop_at_s is not None
+            or self._deliveries.in_memory > 0
+            or len(self._deliveries) >= SPOOLED_MOST
+            or not self._probe.can_work
+        )
+        return 0 if refuses else max(0, self._slots() - len(self._attempts) - self._releasing)
+
+    def _health(self) -> AgentHealth:
+        if not self._spool_problem:
+            return self._probe
+        return replace(self._probe, issue=self._spool_problem, can_work=False)
+
+
+def _wanted_although_aborted(reason: AbortReason, outcome: Outcome | None) -> bool:
+    """A broker that does not know an attempt cannot say that its success is worthless."""
+    return reason is AbortReason.UNKNOWN and isinstance(outcome, Success)

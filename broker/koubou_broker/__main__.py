@@ -1,0 +1,154 @@
+"""koubou-broker: run the broker, set its home up, check its settings, upgrade its database."""
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from koubou_broker import logs, migrate
+from koubou_broker.conductor import StopBroker
+from koubou_broker.config import Configuration, read_configuration
+from koubou_broker.database import said
+from koubou_broker.start import Places, locked, prepare, running
+from koubou_common import __version__
+from koubou_common.errors import Code, KoubouError
+from koubou_common.home import Home
+from koubou_common.keys import fingerprint
+from koubou_common.notify import sd_notify
+from koubou_common.settings import BrokerSettings, WorkersFile, example
+
+EXIT_FAILED, EXIT_USAGE, EXIT_BAD_CONFIGURATION = 1, 2, 8  # the contract of all our commands
+
+log = logging.getLogger("koubou_broker")
+
+_home_option = click.option(
+    "--home", type=click.Path(path_type=Path), help="Folder of config, keys and state (default: $KOUBOU_HOME)."
+)
+_config_option = click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), help="Settings (default: HOME/config/broker.yaml)."
+)
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="koubou-broker")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """The broker of a Koubou workshop: keeps tasks safely and decides who works on what."""
+    if context.invoked_subcommand is None:
+        context.invoke(run)
+
+
+@cli.command()
+@_config_option
+@_home_option
+@click.option("--bind", multiple=True, metavar="ADDRESS", help="Where to listen, instead of what broker.yaml says.")
+def run(config_file: Path | None = None, home: Path | None = None, bind: tuple[str, ...] = ()) -> None:
+    """Run in the foreground until Ctrl-C or SIGTERM."""
+    place = Home.from_env(os.environ, home)
+    configuration = read_configuration(place, config_file, bind)
+    logs.set_up(configuration.broker.log_level, configuration.broker.log_format)
+    for worker_id in configuration.driven_from_here:
+        log.warning("worker %s is driven from here: its Ollama is open to everybody on its network", worker_id)
+    _serve(place, configuration)
+
+
+@cli.command()
+@_home_option
+def init(home: Path | None) -> None:
+    """Make folders, keys, database and commented settings; what is there is kept."""
+    place = Home.from_env(os.environ, home)
+    with locked(place):
+        keys = prepare(place)
+        migrate.prepare(Places(place).database)
+    made = [
+        path
+        for path, text in (
+            (place.config_file("broker"), example(BrokerSettings)),
+            (place.config_file("workers"), example(WorkersFile)),
+        )
+        if _write_new(path, text)
+    ]
+    click.echo(f"home   {place.root}")
+    click.echo(f"key    {fingerprint(keys.broker.public)}")
+    for path in made:
+        click.echo(f"wrote  {path}")
+    click.echo("next   edit the settings if you like, then: koubou-broker")
+
+
+@cli.command("check-config")
+@_config_option
+@_home_option
+def check_config(config_file: Path | None, home: Path | None) -> None:
+    """Read the settings, say what is wrong with them, do nothing else."""
+    place = Home.from_env(os.environ, home)
+    configuration = read_configuration(place, config_file)
+    workers = configuration.workers.all_workers()
+    click.echo(f"the settings are good: {len(workers)} workers, listening on {', '.join(configuration.broker.bind)}")
+
+
+@cli.command("migrate")
+@_home_option
+def migrate_(home: Path | None) -> None:
+    """Bring the database to this release's tables (a start does that as well); a copy is made first."""
+    place = Home.from_env(os.environ, home)
+    with locked(place):
+        changed = migrate.prepare(Places(place).database)
+    click.echo("the database was brought up to date" if changed else "the database is up to date")
+
+
+def main() -> None:
+    """The console script: every error a person can mend is told in a person's words."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KoubouError as error:
+        click.echo(f"error: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"hint: {error.hint}", err=True)
+        sys.exit(EXIT_BAD_CONFIGURATION if error.code is Code.BAD_CONFIGURATION else EXIT_FAILED)
+
+
+def _serve(home: Home, configuration: Configuration) -> None:
+    try:
+        with running(home, configuration) as broker:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: broker.server.stop())
+            click.echo(f"koubou-broker {__version__}")
+            click.echo(f"address  {' '.join(broker.addresses)}")
+            click.echo(f"key      {broker.fingerprint}")
+            click.echo(f"home     {home.root}")
+            click.echo("look     koubou-ctl status")
+            if broker.is_first_start:
+                click.echo("next     koubou-agent run --worker-id local_001    (a box: koubou-ctl workers invite ID)")
+            sys.stdout.flush()
+            sd_notify(f"STATUS=listening on {' '.join(broker.addresses)}")
+            broker.server.run()
+            log.info("stopped: everything taken in is stored")
+    except StopBroker as stop:
+        # systemd starts a new broker, which begins with what is stored.
+        log.critical("the broker stops: %s", stop)
+        sys.exit(EXIT_FAILED)
+    except OSError as error:
+        raise KoubouError(Code.INTERNAL, f"the broker cannot run: {said(error)}") from error
+
+
+def _write_new(path: Path, text: str) -> bool:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""From files to what the core is told: broker.yaml and workers.yaml become CoreSettings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from koubou_broker import core_settings as core
+from koubou_broker.access import check_bind
+from koubou_common import __version__
+from koubou_common.errors import ConfigError
+from koubou_common.home import Home
+from koubou_common.messages.values import Label
+from koubou_common.settings import BrokerSettings, WorkersFile, load
+from koubou_common.worker_settings import WorkerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Both files, read and checked."""
+
+    broker: BrokerSettings
+    workers: WorkersFile
+
+    @property
+    def is_allowed_here(self) -> bool:
+        """Whether every worker driven from this host may be."""
+        return self.broker.allow_remote_ollama or not self.driven_from_here
+
+    @property
+    def driven_from_here(self) -> tuple[str, ...]:
+        """Workers of `agent: here`: their Ollamas are open to the network."""
+        return tuple(one.worker_id for one in self.workers.all_workers() if one.agent == "here")
+
+
+def read_configuration(home: Home, config_file: Path | None, bind: Sequence[str] = ()) -> Configuration:
+    """Read what is configured; ConfigError lists every fault of a file. Missing files mean defaults."""
+    path = config_file or home.config_file("broker")
+    broker = load(path, BrokerSettings, missing_ok=config_file is None)
+    if bind:
+        for address in bind:
+            check_bind(address, broker.allow_public)  # the command line obeys the rules of the file
+        broker = broker.model_copy(update={"bind": tuple(bind)})
+    workers_path = home.resolve(broker.workers_file)
+    is_default = "workers_file" not in broker.model_fields_set
+    workers = load(workers_path, WorkersFile, missing_ok=is_default)
+    configuration = Configuration(broker, workers)
+    if not configuration.is_allowed_here:
+        names = ", ".join(configuration.driven_from_here)
+        raise ConfigError(
+            f"{workers_path}: {names}: `agent: here` needs that Ollama open to the whole network",
+            "run koubou-agent on the box instead, or set allow_remote_ollama: true in broker.yaml",
+        )
+    return configuration
+
+
+def core_settings(configuration: Configuration, addresses: tuple[str, ...]) -> core.CoreSettings:
+    """All that the core needs of the two files; `addresses` are where the broker was bound."""
+    broker, workers = configuration.broker, configuration.workers
+    limits = core.Limits(
+        prompt_bytes=broker.limits.prompt_bytes,
+        file_bytes=broker.limits.file_bytes,
+        task_bytes=broker.limits.task_bytes,
+        task_files=broker.limits.files,
+        result_bytes=broker.limits.result_bytes,
+        name_bytes=broker.limits.name_bytes,
+        queue_per_client=broker.limits.queue_per_client,
+        sessions_max=broker.limits.max_sessions,
+    )
+    return core.CoreSettings(
+        workers=tuple(_worker(one, broker.limits.result_bytes) for one in workers.all_workers()),
+        rules=tuple(
+            core.Rule(
+                lowest=rule.priority_range[0],
+                highest=rule.priority_range[1],
+                preferred_workers=rule.preferred_workers,
+                reason=rule.reason,
+                overflow_after_s=rule.overflow_after_s,
+            )
+            for rule in workers.routing_policy.rules
+        ),
+        min_workers=workers.manager.min_workers,
+        max_workers=min(workers.max_workers, broker.limits.max_workers),
+        default_slots=workers.manager.max_active_tasks,
+        lease_s=broker.lease_s,
+        heartbeat_s=broker.heartbeat_s,
+        transient_attempts=broker.retry.transient_attempts,
+        total_attempts=broker.retry.total_attempts,
+        poison_deaths=broker.retry.poison_deaths,
+        backoff_base_s=broker.retry.backoff_base_s,
+        backoff_cap_s=broker.retry.backoff_cap_s,
+        breaker_failures=broker.breaker.failures,
+        breaker_cooldown_s=broker.breaker.cooldown_s,
+        limits=limits,
+        addresses=broker.advertise or addresses,
+        version=__version__,
+    )
+
+
+def _worker(one: WorkerSettings, result_bytes: int) -> core.WorkerSettings:
+    told = one.config(output_bytes=result_bytes)
+    return core.WorkerSettings(
+        worker_id=one.worker_id,
+        location=one.location,
+        default_model=one.model,
+        models=one.models,
+        slots=one.max_concurrent_tasks,
+        performance_factor=one.performance_factor,
+        capabilities=one.capabilities,
+        labels=tuple(Label(key, value) for key, value in one.labels.items()),
+        options=told.options,
+        thinking_allowance=one.thinking_allowance,
+        limits=told.limits,
+        endpoint_url=one.endpoint_url,
+        agent_here=one.agent == "here",
+    )

@@ -1,0 +1,190 @@
+"""What a submission may ask for: every refusal says what is wrong, names the limit and a way out."""
+
+from koubou_broker.core.state import Refusal, State
+from koubou_broker.records import BodyRef, NewTask
+from koubou_broker.routing import BYTES_PER_TOKEN_MOST, largest_window, size_bytes_of
+from koubou_broker.workers import LiveWorker
+from koubou_common.errors import Code
+from koubou_common.messages.limits import PRIORITY_HIGHEST, PRIORITY_LOWEST
+from koubou_common.messages.values import Body, File, TaskSpec
+from koubou_common.models import check_model_name, normal_model
+from koubou_common.options import check_options
+
+_MODELS_NAMED = 20  # in a refusal
+
+
+def new_task(state: State, spec: TaskSpec, principal: str) -> NewTask:
+    """The task as it will be stored, without its ids; unset numbers take their defaults."""
+    deadline_ms = state.now.wall_ms + round(spec.deadline_s * 1000) if spec.deadline_s else 0
+    return NewTask(
+        task_id=0,
+        batch_id=0,
+        batch_index=0,
+        principal=principal,
+        custom_id=spec.custom_id,
+        idempotency_key="",
+        prompt=BodyRef(spec.prompt.sha256, spec.prompt.size_bytes),
+        files=tuple(File(file.name, Body(file.body.sha256, file.body.size_bytes)) for file in spec.files),
+        target=spec.target,
+        repo=spec.repo,
+        model=normal_model(spec.model) if spec.model else "",
+        priority=spec.priority,
+        task_type=spec.task_type,
+        options=spec.options,
+        worker=spec.worker,
+        labels=spec.labels,
+        min_context=spec.min_context,
+        timeout_s=spec.timeout_s,
+        deadline_ms=deadline_ms,
+        max_attempts=spec.max_attempts or state.settings.transient_attempts,
+        strict_output=spec.strict_output,
+        out_path=spec.out_path,
+        out_digest=spec.out_digest,
+        submitted_ms=state.now.wall_ms,
+    )
+
+
+def check_spec(state: State, spec: TaskSpec, task: NewTask) -> None:
+    """Raise the Refusal of the first thing that is wrong."""
+    _check_sizes(state, spec)
+    _check_names(state, spec)
+    _check_numbers(spec)
+    faults = check_options({option.name: option.value for option in spec.options}, from_task=True)
+    if len({option.name for option in spec.options}) < len(spec.options):
+        faults.append("an option is named twice")
+    if faults:
+        raise Refusal(Code.BAD_INPUT, "; ".join(faults))
+    _check_workers(state, task)
+
+
+def name_fault(name: str, most_bytes: int) -> str:
+    """What is wrong with a file's name; empty: nothing. Agents write it below a folder, on any system."""
+    if not name:
+        return "a file has no name"
+    shown = repr(name if len(name) <= 80 else f"{name[:77]}...")
+    if len(name.encode("utf-8", "surrogatepass")) > most_bytes:
+        return f"the name {shown} has more than {most_bytes} bytes, the limit name_bytes"
+    if any(ord(char) < 0x20 or ord(char) == 0x7F or 0xD800 <= ord(char) <= 0xDFFF for char in name):
+        return f"the name {shown} has control characters"
+    if name.startswith("/") or name[1:2] == ":":
+        return f"the name {shown} is absolute; names are relative to the repository"
+    if "\\" in name:
+        return f"the name {shown} has a backslash; folders are separated by /"
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        return f"the name {shown} has a part that is empty, '.' or '..'"
+    return ""
+
+
+def _check_sizes(state: State, spec: TaskSpec) -> None:
+    limits = state.settings.limits
+    prompt_bytes = spec.prompt.size_bytes
+    if prompt_bytes == 0:
+        raise Refusal(Code.BAD_INPUT, "the prompt is empty")
+    if prompt_bytes > limits.prompt_bytes:
+        raise _too_large("the prompt", prompt_bytes, "prompt_bytes", limits.prompt_bytes)
+    if len(spec.files) > limits.task_files:
+        text = f"the task has {len(spec.files)} files; the limit task_files is {limits.task_files}"
+        raise Refusal(Code.TOO_LARGE, text, "split the task")
+    for file in spec.files:
+        if file.body.size_bytes > limits.file_bytes:
+            raise _too_large(f"the file {file.name}", file.body.size_bytes, "file_bytes", limits.file_bytes)
+    total = prompt_bytes + sum(file.body.size_bytes for file in spec.files)
+    if total > limits.task_bytes:
+        raise _too_large("prompt and files together", total, "task_bytes", limits.task_bytes)
+
+
+def _check_names(state: State, spec: TaskSpec) -> None:
+    most = state.settings.limits.name_bytes
+    names = [file.name for file in spec.files]
+    for name in (*names, *([spec.target] if spec.target else ())):
+        fault = name_fault(name, most)
+        if fault:
+            raise Refusal(Code.BAD_INPUT, fault)
+    known = set(names)
+    if len(known) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Refusal(Code.BAD_INPUT, f"the file {twice} is there twice")
+    for name in names:
+        folder = name.rpartition("/")[0]
+        while folder:
+            if folder in known:
+                raise Refusal(Code.BAD_INPUT, f"{folder} is a file and the folder of {name}")
+            folder = folder.rpartition("/")[0]
+    for what, text in (("repository's name", spec.repo), ("task's type", spec.task_type)):
+        if any(ord(char) < 0x20 or ord(char) == 0x7F for char in text):
+            raise Refusal(Code.BAD_INPUT, f"the {what} has control characters")
+
+
+def _check_numbers(spec: TaskSpec) -> None:
+    if not PRIORITY_LOWEST <= spec.priority <= PRIORITY_HIGHEST:
+        text = f"priority {spec.priority} is outside of {PRIORITY_LOWEST}-{PRIORITY_HIGHEST}"
+        raise Refusal(Code.BAD_INPUT, text, "10 is first; low, normal and high mean 2, 5 and 8")
+    if spec.deadline_s is not None and spec.deadline_s <= 0:
+        raise Refusal(Code.BAD_INPUT, "the deadline must be more than 0 s away")
+    if spec.timeout_s is not None and spec.timeout_s <= 0:
+        raise Refusal(Code.BAD_INPUT, "the timeout of an attempt must be more than 0 s")
+
+
+def _check_workers(state: State, task: NewTask) -> None:
+    workers = list(state.workers.values())
+    if task.worker:
+        if task.worker not in state.workers:
+            known = ", ".join(state.workers) or "none"
+            raise Refusal(Code.NOT_FOUND, f"no worker {task.worker!r} is known", f"known are: {known}")
+        workers = [state.workers[task.worker]]
+    if task.labels:
+        wanted = ", ".join(f"{label.key}={label.value}" for label in task.labels)
+        workers = [worker for worker in workers if all(label in worker.settings.labels for label in task.labels)]
+        if not workers:
+            labels = {f"{one.key}={one.value}" for worker in state.workers.values() for one in worker.settings.labels}
+            known = ", ".join(sorted(labels)) or "none"
+            raise Refusal(Code.REFUSED, f"no worker has the labels {wanted}", f"known labels are: {known}")
+    if task.model:
+        workers = _with_model(state, task, workers)
+    if workers:
+        _check_window(state, task, workers)
+
+
+def _with_model(state: State, task: NewTask, workers: list[LiveWorker]) -> list[LiveWorker]:
+    fault = check_model_name(task.model)
+    if fault:
+        raise Refusal(Code.UNKNOWN_MODEL, fault)
+    having = [worker for worker in workers if worker.may_have_model(task.model)]
+    if having:
+        return having
+    where = f"worker {task.worker}" if task.worker else "no worker that is asked for" if task.labels else "no worker"
+    known = sorted({name for worker in state.workers.values() for name in worker.known_models()})
+    names = ", ".join(known[:_MODELS_NAMED]) or "none"
+    verb = "does not list" if task.worker else "lists"
+    raise Refusal(Code.UNKNOWN_MODEL, f"{where} {verb} the model {task.model}", f"known models are: {names}")
+
+
+def _check_window(state: State, task: NewTask, workers: list[LiveWorker]) -> None:
+    wide = [worker for worker in workers if worker.num_ctx >= task.min_context]
+    if not wide:
+        largest = largest_window(workers)
+        assert largest is not None, "there are workers"
+        raise Refusal(
+            Code.CONTEXT_TOO_SMALL,
+            f"no worker has a window of {task.min_context:,} tokens;"
+            f" the largest is num_ctx {largest.num_ctx:,} on {largest.worker_id}",
+            "ask for a smaller --min-context, or raise num_ctx of a worker in workers.yaml",
+        )
+    if any(not state.router.misfit(task, (), worker) for worker in wide):
+        return
+    # A worker without a default model takes no task without one: that may change, the size will not.
+    cramped = [worker for worker in wide if "window" in state.router.misfit(task, (), worker)]
+    largest = largest_window(cramped)
+    if largest is None:
+        return
+    size = size_bytes_of(task)
+    raise Refusal(
+        Code.CONTEXT_TOO_SMALL,
+        f"the prompt and its files ({size:,} bytes, at least {round(size / BYTES_PER_TOKEN_MOST):,} tokens) surely"
+        f" cannot fit the largest window there is: num_ctx {largest.num_ctx:,} on {largest.worker_id}",
+        "send fewer files, split the task, or raise num_ctx of a worker in workers.yaml",
+    )
+
+
+def _too_large(what: str, size: int, limit: str, most: int) -> Refusal:
+    return Refusal(Code.TOO_LARGE, f"{what}: {size:,} bytes; the limit {limit} is {most:,} bytes")

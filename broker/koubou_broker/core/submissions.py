@@ -1,0 +1,235 @@
+"""Submissions: staged part by part, checked, accepted all or none, the same under a repeated key."""
+
+from dataclasses import dataclass, replace
+
+from koubou_broker.core.checks import check_spec, new_task
+from koubou_broker.core.lifecycle import Lifecycle
+from koubou_broker.core.state import Refusal, Session, Staged, State
+from koubou_broker.effects import FindSubmission, Found
+from koubou_broker.idempotency import submission_digest, submission_hash
+from koubou_broker.records import NewTask, Submission
+from koubou_broker.routing import size_bytes_of
+from koubou_broker.task import Task
+from koubou_common.errors import Code
+from koubou_common.messages import PartStaged, Preview, Submit, Submitted
+from koubou_common.messages.values import Plan, TaskRef, TaskSpec
+
+_ANSWERS_KEPT = 32  # to submissions in parts, a session: their last message may be repeated
+_CANDIDATES_SHOWN = 4_000  # over all plans of one message
+_RETRY_BUSY_S = 30.0  # a full queue empties by tasks, not by milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """A submission whole."""
+
+    session: int
+    request_id: str
+    key: str
+    specs: tuple[TaskSpec, ...]
+    as_batch: bool
+    digest: bytes
+    in_parts: bool
+
+
+class Submissions:
+    """Takes submissions in; nothing of one is accepted before all of it is."""
+
+    def __init__(self, state: State, lifecycle: Lifecycle) -> None:
+        self._state = state
+        self._lifecycle = lifecycle
+        #: submissions that wait for the same look-up, by (principal, key)
+        self._asked: dict[tuple[str, str], list[_Wish]] = {}
+
+    def submit(self, session: Session, message: Submit) -> None:
+        """One message of a submission."""
+        if message.dry_run:
+            plans = self._plans(session.name, message)
+            self._state.send(session.session, Preview(message.request_id, plans))
+            return
+        if not message.tasks:
+            raise Refusal(Code.BAD_INPUT, "a submission without tasks")
+        if message.parts <= 1:
+            self._whole(session, message, message.tasks, in_parts=False)
+            return
+        known = session.answered.get(message.idempotency_key)
+        if known is not None and message.part == message.parts - 1:
+            self._state.send(session.session, replace(known, request_id=message.request_id))
+            return
+        self._stage(session, message)
+
+    def _stage(self, session: Session, message: Submit) -> None:
+        limits = self._state.settings.limits
+        if message.part >= message.parts:
+            text = f"part {message.part} of {message.parts}: parts count from 0"
+            raise Refusal(Code.BAD_INPUT, text)
+        key = message.idempotency_key
+        staged = session.staged.get(key)
+        if staged is None or staged.parts != message.parts or staged.as_batch != message.as_batch:
+            if staged is None and len(session.staged) >= limits.staged_per_session:
+                text = f"{len(session.staged)} submissions are half sent, the limit staged_per_session"
+                raise Refusal(Code.BUSY, text, retry_after_s=1.0)
+            staged = session.staged[key] = Staged(message.parts, message.as_batch)
+        others = sum(len(specs) for part, specs in staged.specs.items() if part != message.part)
+        if others + len(message.tasks) > limits.batch_tasks:
+            del session.staged[key]
+            raise _too_many(others + len(message.tasks), limits.batch_tasks)
+        staged.specs[message.part] = message.tasks
+        if message.part < message.parts - 1:
+            self._state.send(session.session, PartStaged(message.request_id, message.part))
+            return
+        missing = next((part for part in range(message.parts) if part not in staged.specs), None)
+        if missing is not None:
+            text = f"part {missing} of this submission is not here (the broker or the connection was restarted)"
+            raise Refusal(Code.BUSY, text, "send all parts again, from the first")
+        del session.staged[key]
+        specs = tuple(spec for part in range(message.parts) for spec in staged.specs[part])
+        self._whole(session, message, specs, in_parts=True)
+
+    def _whole(self, session: Session, message: Submit, specs: tuple[TaskSpec, ...], *, in_parts: bool) -> None:
+        state = self._state
+        if len(specs) > state.settings.limits.batch_tasks:
+            raise _too_many(len(specs), state.settings.limits.batch_tasks)
+        as_batch = message.as_batch or len(specs) > 1
+        digest = submission_digest(specs, as_batch=as_batch)
+        key = message.idempotency_key
+        wish = _Wish(session.session, message.request_id, key, specs, as_batch, digest, in_parts)
+        if submission_hash(session.name, key) not in state.submission_hashes:
+            self._accept(session.name, wish)
+            return
+        waiting = self._asked.get((session.name, key))
+        if waiting is not None:
+            waiting.append(wish)
+            return
+        principal = session.name
+
+        def then(found: Found) -> None:
+            self._found(principal, key, found)
+
+        state.lookup(session.session, FindSubmission(principal, key), then, message.request_id)
+        self._asked[principal, key] = [wish]
+
+    def _found(self, principal: str, key: str, found: Found) -> None:
+        submission = found.submission
+        states = {row.task.task_id: self._state.truth(row).state for row in found.tasks}
+        for wish in self._asked.pop((principal, key), ()):
+            if wish.session not in self._state.sessions:
+                continue
+            try:
+                if submission is None:
+                    # Another key has the same hash. Who waits beside us has the same key.
+                    submission = self._accept(principal, wish)
+                    ids = range(submission.first_task_id, submission.first_task_id + submission.count)
+                    states = {task_id: self._state.tasks[task_id].state for task_id in ids}
+                elif submission.digest != wish.digest:
+                    raise Refusal(
+                        Code.CONFLICT,
+                        f"the idempotency key {key!r} was used for another submission"
+                        f" (task {submission.first_task_id})",
+                        "use a new key for a new submission",
+                    )
+                else:
+                    first = submission.first_task_id
+                    refs = tuple(
+                        TaskRef(task_id, states[task_id], existing=True)
+                        for task_id in range(first, first + submission.count)
+                        if task_id in states  # retention may have taken some
+                    )
+                    self._answer(wish, Submitted(wish.request_id, submission.batch_id, refs))
+            except Refusal as refusal:
+                self._state.refuse(wish.session, wish.request_id, refusal)
+
+    def _accept(self, principal: str, wish: _Wish) -> Submission:
+        state = self._state
+        if state.refused is not None:
+            reason, retry_after_s = state.refused
+            raise Refusal(Code.STORE_FULL, reason, "nothing was accepted; try again later", retry_after_s)
+        check_quota(state, principal, len(wish.specs))
+        tasks = self._checked(principal, wish.specs)
+        batch_id = 0
+        if wish.as_batch:
+            batch_id = state.next_batch_id
+            state.next_batch_id += 1
+        first = state.next_task_id
+        state.next_task_id += len(tasks)
+        submission = Submission(principal, wish.key, wish.digest, batch_id, first, len(tasks), state.now.wall_ms)
+        state.submission_hashes.add(submission_hash(principal, wish.key))
+        state.save(submission)
+        for index, task in enumerate(tasks):
+            spec = replace(
+                task,
+                task_id=first + index,
+                batch_id=batch_id,
+                batch_index=index + 1 if batch_id else 0,
+                idempotency_key=wish.key if index == 0 else "",
+            )
+            self._lifecycle.admit(Task(spec), principal)
+        refs = tuple(
+            TaskRef(task_id, state.tasks[task_id].state, existing=False) for task_id in range(first, first + len(tasks))
+        )
+        self._answer(wish, Submitted(wish.request_id, batch_id, refs))
+        return submission
+
+    def _answer(self, wish: _Wish, submitted: Submitted) -> None:
+        self._state.send(wish.session, submitted)
+        session = self._state.sessions.get(wish.session)
+        if wish.in_parts and session is not None:
+            if len(session.answered) >= _ANSWERS_KEPT:
+                del session.answered[next(iter(session.answered))]
+            session.answered[wish.key] = submitted
+
+    def _checked(self, principal: str, specs: tuple[TaskSpec, ...]) -> list[NewTask]:
+        tasks: list[NewTask] = []
+        for index, spec in enumerate(specs):
+            task = new_task(self._state, spec, principal)
+            try:
+                check_spec(self._state, spec, task)
+            except Refusal as refusal:
+                if len(specs) == 1:
+                    raise
+                which = f"task {index + 1} of {len(specs)}{f' ({spec.custom_id})' if spec.custom_id else ''}"
+                text = f"{which}: {refusal.message}; none was accepted"
+                raise Refusal(refusal.code, text, refusal.hint, refusal.retry_after_s) from refusal
+            tasks.append(task)
+        return tasks
+
+    def _plans(self, principal: str, message: Submit) -> tuple[Plan, ...]:
+        state = self._state
+        most = max(1, _CANDIDATES_SHOWN // max(1, len(message.tasks)))
+        plans: list[Plan] = []
+        for spec in message.tasks:
+            task = new_task(state, spec, principal)
+            try:
+                check_spec(state, spec, task)
+                refusal = ""
+            except Refusal as refused:
+                refusal = refused.message
+            candidates = state.router.weigh(task, (), "", state.now.mono_s)
+            model = task.model
+            if not model and candidates:
+                model = state.workers[candidates[0].worker_id].settings.default_model
+            plans.append(
+                Plan(
+                    model=model,
+                    prompt_tokens=state.router.estimate_tokens(model, size_bytes_of(task)),
+                    rule=state.router.rule_text(state.router.rule_of(task.priority))[:2_000],
+                    candidates=tuple(candidates[:most]),
+                    refusal=refusal[:2_000],
+                )
+            )
+        return tuple(plans)
+
+
+def check_quota(state: State, principal: str, more: int) -> None:
+    """Raise a Refusal where a principal would have too many live tasks."""
+    most = state.settings.limits.queue_per_client
+    account = state.accounts.get(principal)
+    have = len(account.tasks) if account is not None else 0
+    if have + more > most:
+        text = f"{have:,} of your tasks have not ended and {more:,} would come; the limit queue_per_client is {most:,}"
+        raise Refusal(Code.BUSY, text, "wait for some to end, or cancel some", _RETRY_BUSY_S)
+
+
+def _too_many(tasks: int, most: int) -> Refusal:
+    text = f"{tasks:,} tasks in one submission; the limit batch_tasks is {most:,}"
+    return Refusal(Code.TOO_LARGE, text, "submit several batches")

@@ -1,0 +1,172 @@
+"""What the core holds, as people and scripts are shown it; every list fits one message."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from koubou_broker.core.state import State
+from koubou_broker.records import Attempt, Event
+from koubou_broker.task import Task
+from koubou_broker.workers import LiveWorker
+from koubou_common.messages.values import (
+    AttemptView,
+    EventView,
+    Metrics,
+    TaskState,
+    TaskView,
+    WorkerView,
+)
+from koubou_common.models import normal_model
+
+# A message has at most 1,000,000 bytes; a character takes up to four, and fields have names.
+_LIST_MESSAGE_CHARS = 300  # of an error in a page of 200 tasks
+_LOGS_CHARS = 100_000  # of all attempts in a story: the newest keep theirs whole
+_TEXTS_CHARS = 50_000  # of messages and placements in a story
+_EVENTS_MOST = 200  # of a story, the newest
+_MODELS_SHOWN = 4_000  # names over all workers of one message
+_LOADED_SHOWN = 8
+
+
+def task_view(state: State, task: Task, *, brief: bool) -> TaskView:
+    """A task; `brief` in lists."""
+    spec = task.spec
+    metrics = task.metrics or Metrics()
+    tokens = metrics.output_tokens
+    if task.current:
+        tokens = state.attempts[task.current].tokens
+    message = task.error_message
+    if brief and len(message) > _LIST_MESSAGE_CHARS:
+        message = f"{message[: _LIST_MESSAGE_CHARS - 3]}..."
+    return TaskView(
+        task_id=spec.task_id,
+        batch_id=spec.batch_id,
+        batch_index=spec.batch_index,
+        custom_id=spec.custom_id,
+        principal=spec.principal,
+        state=task.state,
+        priority=spec.priority,
+        task_type=spec.task_type,
+        model=spec.model,
+        target=spec.target,
+        out_path=spec.out_path,
+        worker_id=task.worker_id,
+        attempts=task.issued,
+        error_class=task.error_class,
+        error_message=message,
+        submitted_ms=spec.submitted_ms,
+        started_ms=task.started_ms,
+        finished_ms=task.finished_ms,
+        not_before_ms=task.not_before_ms,
+        prompt_tokens=metrics.prompt_tokens,
+        thinking_tokens=metrics.thinking_tokens,
+        output_tokens=tokens,
+        flags=task.flags,
+        waiting_for=waiting_for(state, task)[:_LIST_MESSAGE_CHARS],
+        output_bytes=task.output_length,
+    )
+
+
+def waiting_for(state: State, task: Task) -> str:
+    """Why a queued task does not run yet; empty: nothing special."""
+    if task.state is not TaskState.QUEUED:
+        return ""
+    if task.not_before_ms > state.now.wall_ms:
+        wait_s = (task.not_before_ms - state.now.wall_ms) / 1000
+        return f"its next attempt, in {wait_s:.0f} s"
+    if not state.workers:
+        return "a worker: none has joined yet"
+    candidates = state.router.weigh(task.spec, task.excluded, task.avoid, state.now.mono_s)
+    if any(one.available for one in candidates):
+        return ""
+    busy = [one.worker_id for one in candidates if one.eligible]
+    if busy:
+        return f"a free slot on {_names(busy)}"
+    able = [
+        one for one in candidates if not state.router.misfit(task.spec, task.excluded, state.workers[one.worker_id])
+    ]
+    if able:
+        return "; ".join(f"{one.worker_id} ({one.reason})" for one in able[:5])
+    reasons = Counter(one.reason for one in candidates)
+    return "a worker that can run it: " + "; ".join(reason for reason, _ in reasons.most_common(3))
+
+
+def worker_views(state: State, workers: Iterable[LiveWorker]) -> tuple[WorkerView, ...]:
+    """Workers in the order given."""
+    shown = list(workers)
+    most = max(1, _MODELS_SHOWN // max(1, len(shown)))
+    return tuple(_worker_view(state, worker, min(500, most)) for worker in shown)
+
+
+def attempt_views(attempts: Sequence[Attempt]) -> tuple[AttemptView, ...]:
+    """Attempts in order; old ones give up their logs where all would not fit."""
+    logs, texts = _LOGS_CHARS, _TEXTS_CHARS
+    views: list[AttemptView] = []
+    for attempt in reversed(attempts[-100:]):
+        log = attempt.log[-logs:] if logs else ""
+        message, placement = attempt.message[:texts], attempt.placement[:texts]
+        logs -= len(log)
+        texts = max(0, texts - len(message) - len(placement))
+        views.append(
+            AttemptView(
+                number=attempt.number,
+                uid=attempt.attempt_uid,
+                worker_id=attempt.worker_id,
+                state=attempt.state,
+                started_ms=attempt.started_ms,
+                ended_ms=attempt.ended_ms,
+                error_class=attempt.error_class,
+                message=message,
+                metrics=attempt.metrics,
+                log=log,
+                placement=placement,
+            )
+        )
+    return tuple(reversed(views))
+
+
+def event_views(events: Sequence[Event]) -> tuple[EventView, ...]:
+    """The newest events, in order."""
+    return tuple(
+        EventView(one.seq, one.at_ms, one.actor, one.before, one.after, one.attempt, one.reason[:300])
+        for one in events[-_EVENTS_MOST:]
+    )
+
+
+def _worker_view(state: State, worker: LiveWorker, models_most: int) -> WorkerView:
+    now_s = state.now.mono_s
+    health = worker.health
+    loaded = [normal_model(model.name) for model in health.models if model.loaded]
+    silent = bool(worker.session) and not worker.is_alive(now_s, state.settings)
+    issue = "stopped answering" if silent else health.issue if worker.session else ""
+    return WorkerView(
+        worker_id=worker.worker_id,
+        location=worker.settings.location,
+        connected=bool(worker.session) and not silent,
+        mode=worker.mode,
+        slots=worker.slots,
+        running=worker.in_use,
+        default_model=worker.settings.default_model,
+        models=worker.known_models()[:models_most],
+        loaded=tuple(loaded[:_LOADED_SHOWN]),
+        performance_factor=worker.settings.performance_factor,
+        success_rate=worker.success_rate,
+        succeeded=worker.succeeded,
+        failed=worker.failed,
+        last_seen_ms=worker.last_heard_ms,
+        latency_ms=worker.latency_ms,
+        cooling_down=worker.is_cooling(now_s),
+        ollama_version=health.ollama_version,
+        issue=issue,
+        address=worker.settings.endpoint_url[:255],
+        agent=f"{worker.software} {worker.platform}".strip()[:255],
+    )
+
+
+def overlaid(state: State, rows: Sequence[Attempt]) -> list[Attempt]:
+    """Attempts as read, where the core knows better as they are now."""
+    live = [state.attempts.get(row.attempt_uid) for row in rows]
+    return [one.record if one is not None else row for one, row in zip(live, rows, strict=True)]
+
+
+def _names(worker_ids: Sequence[str]) -> str:
+    shown = ", ".join(worker_ids[:5])
+    return f"{shown} and {len(worker_ids) - 5} more" if len(worker_ids) > 5 else shown

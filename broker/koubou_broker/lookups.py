@@ -1,0 +1,207 @@
+"""What is read back: answers to the core's queries, and the snapshot a core starts from."""
+
+import time
+from typing import Any
+
+from sqlalchemy import Connection, Select, Table, func, select
+
+from koubou_broker import rows, schema
+from koubou_broker.effects import (
+    CountStates,
+    FindAttempt,
+    FindMarks,
+    FindStory,
+    FindSubmission,
+    FindTasks,
+    Found,
+    Query,
+    Snapshot,
+    StoredTask,
+)
+from koubou_broker.idempotency import submission_hash
+from koubou_broker.transaction import in_lists
+from koubou_common.messages.limits import BATCH_TASKS, PAGE_TASKS
+from koubou_common.messages.values import TaskState
+
+STORY_ATTEMPTS, STORY_EVENTS = 100, 1_000  # what one Story message holds: the newest
+SCORES_MS = 86_400_000  # success rates count the last 24 hours
+RATIOS_MS = 30 * 86_400_000  # bytes per token change with the model only: a month gives enough samples
+
+_LIVE = (TaskState.QUEUED.value, TaskState.RUNNING.value)
+
+
+def find(connection: Connection, query: Query) -> Found:
+    """The answer to one query."""
+    match query:
+        case FindTasks():
+            return Found(tasks=_tasks(connection, query))
+        case FindMarks():
+            return Found(tasks=_marks(connection, query))
+        case FindStory():
+            return _story(connection, query.task_id)
+        case FindSubmission():
+            return _submission(connection, query)
+        case FindAttempt():
+            return _attempt(connection, query.attempt_uid)
+        case CountStates():
+            return Found(counts=_counts(connection, query.principal))
+
+
+def read_snapshot(connection: Connection, now_ms: int | None = None) -> Snapshot:
+    """All a core needs to go on; everything in it was read in the caller's transaction."""
+    now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    tasks, attempts = schema.tasks.c, schema.attempts.c
+    live = select(schema.tasks).where(tasks.state.in_(_LIVE)).order_by(tasks.task_id)
+    of_live = (
+        select(schema.attempts)
+        .join(schema.tasks, tasks.task_id == attempts.task_id)
+        .where(tasks.state.in_(_LIVE), attempts.generation == tasks.generation)
+        .order_by(attempts.task_id, attempts.number)
+    )
+    numbers = read_numbers(connection)
+    return Snapshot(
+        epoch=read_meta(connection, "epoch"),
+        next_task_id=numbers["next_task_id"],
+        next_batch_id=numbers["next_batch_id"],
+        next_event_seq=numbers["next_event_seq"],
+        tasks=_stored(connection, live),
+        attempts=tuple(rows.attempt(row) for row in connection.execute(of_live)),
+        workers=tuple(rows.worker(row) for row in connection.execute(select(schema.workers))),
+        principals=tuple(rows.principal(row) for row in connection.execute(select(schema.principals))),
+        submission_hashes=_submission_hashes(connection),
+        worker_scores=_worker_scores(connection, now_ms),
+        bytes_per_token=_bytes_per_token(connection, now_ms),
+    )
+
+
+def read_meta(connection: Connection, key: str) -> int:
+    """A number of the `meta` table; 0 where it was never set."""
+    return connection.scalar(select(schema.meta.c.value).where(schema.meta.c.key == key)) or 0
+
+
+def read_numbers(connection: Connection) -> dict[str, int]:
+    """The numbers to give out next, by their names in `meta`."""
+    return {
+        "next_task_id": _next(connection, "next_task_id", schema.tasks, "task_id"),
+        "next_batch_id": _next(connection, "next_batch_id", schema.tasks, "batch_id"),
+        "next_event_seq": _next(connection, "next_event_seq", schema.events, "seq"),
+    }
+
+
+def _next(connection: Connection, key: str, table: Table, column: str) -> int:
+    """The next number: above all that are there, and above all that were (the floor in `meta`)."""
+    highest = connection.scalar(select(func.max(table.c[column]))) or 0
+    return max(highest + 1, read_meta(connection, key))
+
+
+def _tasks(connection: Connection, query: FindTasks) -> tuple[StoredTask, ...]:
+    tasks = schema.tasks.c
+    wanted = select(schema.tasks).order_by(tasks.task_id.desc())
+    if query.principal:
+        wanted = wanted.where(tasks.principal == query.principal)
+    if query.task_ids:
+        wanted = wanted.where(tasks.task_id.in_(query.task_ids[:PAGE_TASKS]))
+    if query.batch_id:
+        wanted = wanted.where(tasks.batch_id == query.batch_id)
+    if query.states:
+        wanted = wanted.where(tasks.state.in_([state.value for state in query.states]))
+    if query.before_id:
+        wanted = wanted.where(tasks.task_id < query.before_id)
+    return _stored(connection, wanted.limit(min(query.most, PAGE_TASKS)))
+
+
+def _marks(connection: Connection, query: FindMarks) -> tuple[StoredTask, ...]:
+    tasks = schema.tasks.c
+    found: list[StoredTask] = []
+    for some in in_lists(query.task_ids):
+        found += _stored(connection, select(schema.tasks).where(tasks.task_id.in_(some)))
+    if query.batch_id:
+        of_batch = select(schema.tasks).where(tasks.batch_id == query.batch_id).order_by(tasks.task_id)
+        found += _stored(connection, of_batch.limit(BATCH_TASKS))
+    return tuple(found)
+
+
+def _story(connection: Connection, task_id: int) -> Found:
+    attempts, events = schema.attempts.c, schema.events.c
+    newest_attempts = (
+        select(schema.attempts)
+        .where(attempts.task_id == task_id)
+        .order_by(attempts.number.desc())
+        .limit(STORY_ATTEMPTS)
+    )
+    newest_events = (
+        select(schema.events).where(events.task_id == task_id).order_by(events.seq.desc()).limit(STORY_EVENTS)
+    )
+    return Found(
+        tasks=_stored(connection, select(schema.tasks).where(schema.tasks.c.task_id == task_id)),
+        attempts=tuple(rows.attempt(row) for row in connection.execute(newest_attempts))[::-1],
+        events=tuple(rows.event(row) for row in connection.execute(newest_events))[::-1],
+    )
+
+
+def _submission(connection: Connection, query: FindSubmission) -> Found:
+    columns, tasks = schema.submissions.c, schema.tasks.c
+    row = connection.execute(
+        select(schema.submissions).where(
+            columns.principal == query.principal, columns.idempotency_key == query.idempotency_key
+        )
+    ).one_or_none()
+    if row is None:
+        return Found()
+    submission = rows.submission(row)
+    first = submission.first_task_id
+    of_it = select(schema.tasks).where(tasks.task_id.between(first, first + submission.count - 1))
+    return Found(tasks=_stored(connection, of_it.order_by(tasks.task_id)), submission=submission)
+
+
+def _attempt(connection: Connection, attempt_uid: str) -> Found:
+    row = connection.execute(select(schema.attempts).where(schema.attempts.c.attempt_uid == attempt_uid)).one_or_none()
+    if row is None:
+        return Found()
+    of_it = select(schema.tasks).where(schema.tasks.c.task_id == row.task_id)
+    return Found(tasks=_stored(connection, of_it), attempts=(rows.attempt(row),))
+
+
+def _counts(connection: Connection, principal: str) -> tuple[tuple[TaskState, int], ...]:
+    tasks = schema.tasks.c
+    query = select(tasks.state, func.count()).group_by(tasks.state)
+    if principal:
+        query = query.where(tasks.principal == principal)
+    return tuple((TaskState(state), count) for state, count in connection.execute(query))
+
+
+def _stored(connection: Connection, query: Select[Any]) -> tuple[StoredTask, ...]:
+    return tuple(rows.stored_task(row) for row in connection.execute(query))
+
+
+def _submission_hashes(connection: Connection) -> frozenset[int]:
+    columns = schema.submissions.c
+    query = select(columns.principal, columns.idempotency_key)
+    return frozenset(submission_hash(principal, key) for principal, key in connection.execute(query))
+
+
+def _worker_scores(connection: Connection, now_ms: int) -> tuple[tuple[str, int, int], ...]:
+    metrics = schema.worker_metrics.c
+    query = (
+        select(metrics.worker_id, func.sum(metrics.success), func.count())
+        .where(metrics.measured_at >= now_ms - SCORES_MS)
+        .group_by(metrics.worker_id)
+    )
+    return tuple(
+        (worker_id, int(succeeded), count - int(succeeded)) for worker_id, succeeded, count in connection.execute(query)
+    )
+
+
+def _bytes_per_token(connection: Connection, now_ms: int) -> tuple[tuple[str, float], ...]:
+    metrics = schema.worker_metrics.c
+    query = (
+        select(metrics.model, func.sum(metrics.prompt_length), func.sum(metrics.prompt_tokens))
+        .where(
+            metrics.measured_at >= now_ms - RATIOS_MS,
+            metrics.success,
+            metrics.prompt_tokens > 0,
+            metrics.prompt_length > 0,
+        )
+        .group_by(metrics.model)
+    )
+    return tuple((model, size / tokens) for model, size, tokens in connection.execute(query))

@@ -1,0 +1,1 @@
+"""Migrations of the database (Alembic), run by `koubou_broker.migrate`."""

@@ -1,0 +1,75 @@
+"""On the way out: bodies are put into messages, and what is named to a peer may be fetched by it."""
+
+from dataclasses import dataclass
+
+from koubou_broker.blobs import Grants
+from koubou_broker.bodies import BodyCache, attach, bodies_of, to_be_inline
+from koubou_broker.reader import Bodies, ReadBodies
+from koubou_broker.sessions import Outgoing, Session, Sessions
+from koubou_common.errors import Code
+from koubou_common.messages import Dispatch, Error, FromBroker, TaskResult
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A message that waits for bodies from the database."""
+
+    session: int
+    outgoing: Outgoing
+    data: dict[bytes, bytes]  # what was at hand
+
+
+class Outbound:
+    """Queues messages for sessions, with their small bodies inside."""
+
+    def __init__(self, sessions: Sessions, cache: BodyCache, grants: Grants) -> None:
+        self._sessions = sessions
+        self._cache = cache
+        self._grants = grants
+        self._reading: dict[int, _Reading] = {}
+        self._last_token = 0
+
+    def send(self, session: Session, message: FromBroker) -> ReadBodies | None:
+        """Queue a message; a request for the reader if bodies are missing for it."""
+        if not isinstance(message, Dispatch | TaskResult):
+            self._sessions.send(session, message)
+            return None
+        self._grants.grant(session.public_key, tuple(body.sha256 for body in bodies_of(message)))
+        hashes = to_be_inline(message)
+        data = {sha256: held for sha256 in hashes if (held := self._cache.get(sha256)) is not None}
+        missing = tuple(sha256 for sha256 in hashes if sha256 not in data)
+        if not missing:
+            self._sessions.send(session, attach(message, data))
+            return None
+        self._last_token += 1
+        outgoing = self._sessions.send(session, message, is_complete=False)
+        self._reading[self._last_token] = _Reading(session.number, outgoing, data)
+        return ReadBodies(self._last_token, missing)
+
+    def read(self, answer: Bodies) -> None:
+        """Bodies came from the database: the message that waited for them can go."""
+        reading = self._reading.pop(answer.token, None)
+        session = self._sessions.get(reading.session) if reading else None
+        if reading is None or session is None:
+            return
+        for sha256, data in answer.bodies:
+            self._cache.put(sha256, data)
+            reading.data[sha256] = data
+        message = reading.outgoing.message
+        self._sessions.complete(session, reading.outgoing, _with(message, reading.data))
+
+    def reset(self) -> None:
+        """Forget what waits: its sessions have been renewed."""
+        self._reading.clear()
+
+
+def _with(message: FromBroker, data: dict[bytes, bytes]) -> FromBroker:
+    if isinstance(message, TaskResult) and message.body and message.body.sha256 not in data:
+        return Error(
+            Code.NOT_FOUND,
+            f"the output of task {message.task.task_id} is no longer kept",
+            "outputs are removed some weeks after the task ended (retention.bodies_days)",
+            message.request_id,
+        )
+    # A Dispatch goes out as it is: its agent asks for what is missing, and reports it by name.
+    return attach(message, data)

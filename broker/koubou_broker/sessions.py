@@ -1,0 +1,170 @@
+"""Sessions of the ROUTER: which connection is which session, and what waits to be sent to it."""
+
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from koubou_common.codec import EncodeError, encode, type_name
+from koubou_common.errors import Code
+from koubou_common.messages import Error, FromBroker, Story
+from koubou_common.messages.limits import QUEUE_BYTES
+
+SESSIONS = 20_000  # at most this many are remembered; beyond, who was silent longest says hello again
+RETRY_S = 0.02  # how soon a full connection is tried again: POLLOUT speaks for any peer, not for this one
+
+log = logging.getLogger("koubou_broker")
+
+
+class NoSuchPeerError(Exception):
+    """The connection is gone (EHOSTUNREACH)."""
+
+
+class PeerFullError(Exception):
+    """The connection takes nothing more for now (EAGAIN)."""
+
+
+#: Hands one frame to a connection, at once or not at all: NoSuchPeerError, PeerFullError.
+Transmit = Callable[[bytes, bytes], None]
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """A message in a session's queue; those behind it wait while its bodies are being read."""
+
+    message: FromBroker
+    data: bytes | None = None  # encoded; None: not yet, bodies are missing
+
+
+@dataclass(slots=True)
+class Session:
+    """One connection of one key."""
+
+    number: int
+    route: bytes
+    public_key: str
+    is_greeted: bool = False  # it has said hello to the core
+    queue: deque[Outgoing] = field(default_factory=deque)
+    queued_bytes: int = 0
+
+
+class Sessions:
+    """All sessions; numbers are never used twice, not even after a `renew`."""
+
+    def __init__(self, epoch: int, transmit: Transmit, *, most: int = SESSIONS) -> None:
+        self._epoch = epoch
+        self._transmit = transmit
+        self._most = most
+        self._by_route: OrderedDict[tuple[bytes, str], Session] = OrderedDict()  # least recently heard first
+        self._by_number: dict[int, Session] = {}
+        self._last_number = 0
+        self._unsent: dict[int, None] = {}  # sessions with something in their queue, in order of trying
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def heard(self, route: bytes, public_key: str) -> tuple[Session, list[int]]:
+        """The session a message belongs to, and the numbers of greeted ones that were forgotten to make room."""
+        session = self._by_route.get((route, public_key))
+        if session is not None:
+            self._by_route.move_to_end((route, public_key))
+            return session, []
+        self._last_number += 1
+        session = Session(self._last_number, route, public_key)
+        self._by_route[route, public_key] = session
+        self._by_number[session.number] = session
+        forgotten = []
+        while len(self._by_route) > self._most:
+            oldest = next(iter(self._by_route.values()))
+            if oldest.is_greeted:
+                forgotten.append(oldest.number)
+            self.forget(oldest.number)
+        return session, forgotten
+
+    def get(self, number: int) -> Session | None:
+        """A session by its number."""
+        return self._by_number.get(number)
+
+    def forget(self, number: int) -> None:
+        """The session is over; what was queued for it is dropped."""
+        session = self._by_number.pop(number, None)
+        if session is not None:
+            del self._by_route[session.route, session.public_key]
+            self._unsent.pop(number, None)
+
+    def close(self, number: int) -> None:
+        """The session is over once what is queued has been tried: its last word is often why."""
+        session = self._by_number.get(number)
+        if session is not None:
+            self._flush(session)
+            self.forget(number)
+
+    def renew(self) -> None:
+        """A new core knows nobody: everybody is told to say hello again, and gets a new number then."""
+        error = Error(Code.HELLO_REQUIRED, "the broker went back to what is stored; say hello again")
+        for session in list(self._by_number.values()):
+            was_greeted = session.is_greeted
+            self.forget(session.number)
+            if was_greeted:
+                again, _ = self.heard(session.route, session.public_key)
+                self.send(again, error)
+
+    def send(self, session: Session, message: FromBroker, *, is_complete: bool = True) -> Outgoing:
+        """Queue a message; one that is not complete holds up those behind it until `complete`."""
+        outgoing = Outgoing(message)
+        session.queue.append(outgoing)
+        self._unsent[session.number] = None
+        if is_complete:
+            self.complete(session, outgoing, message)
+        return outgoing
+
+    def complete(self, session: Session, outgoing: Outgoing, message: FromBroker) -> None:
+        """The message as it will leave."""
+        outgoing.message = message
+        outgoing.data = _encoded(message, self._epoch)
+        session.queued_bytes += len(outgoing.data)
+
+    def flush(self) -> list[int]:
+        """Send what can be sent; the numbers of sessions that are over: gone, or too slow for too long."""
+        over = []
+        for number in list(self._unsent):
+            session = self._by_number[number]
+            if not self._flush(session) or session.queued_bytes > QUEUE_BYTES:
+                over.append(number)
+            elif not session.queue:
+                del self._unsent[number]
+        return over
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a connection was full at the last flush: try again after RETRY_S."""
+        return any(self._by_number[number].queue[0].data is not None for number in self._unsent)
+
+    def _flush(self, session: Session) -> bool:
+        """Send the head of the queue, as far as it goes; False if the peer is gone."""
+        try:
+            while session.queue and session.queue[0].data is not None:
+                data = session.queue[0].data
+                self._transmit(session.route, data)
+                session.queue.popleft()
+                session.queued_bytes -= len(data)
+        except PeerFullError:
+            pass
+        except NoSuchPeerError:
+            return False
+        return True
+
+
+def _encoded(message: FromBroker, epoch: int) -> bytes:
+    """The bytes of a message; an answer too large to send is shortened, or becomes an error."""
+    try:
+        return encode(message, epoch)
+    except EncodeError as error:
+        if isinstance(message, Story) and any(attempt.log for attempt in message.attempts[:-1]):
+            # The logs of a hundred attempts do not fit; the last one's tells most.
+            older = tuple(replace(attempt, log="") for attempt in message.attempts[:-1])
+            return _encoded(replace(message, attempts=(*older, *message.attempts[-1:])), epoch)
+        log.error("an answer cannot be sent: %s", error)
+        request_id = getattr(message, "request_id", "")
+        text = f"the answer ({type_name(message)}) is too large to be sent; ask for less at a time"
+        return encode(Error(Code.TOO_LARGE, text, request_id=request_id), epoch)

@@ -1,0 +1,261 @@
+"""One worker as the core sees it: its agent's session, slots in use, health, breaker. Pure."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from koubou_broker.core_settings import ANY_MODEL, CoreSettings, WorkerSettings
+from koubou_broker.records import Worker
+from koubou_common.errors import Category, ErrorClass, category_of
+from koubou_common.messages.values import AgentHealth, WorkerConfig, WorkerMode
+from koubou_common.models import normal_model
+
+DEFAULT_NUM_CTX = 8192  # tokens; what an agent sends where workers.yaml says nothing
+_RECENT_ATTEMPTS = 100  # the success rate looks back over about so many
+_SILENT_HEARTBEATS = 3  # missed, then the worker is fed no more
+NEVER_S = float("-inf")
+
+# Failures that say nothing about the worker that reported them.
+_NOT_ITS_FAULT = frozenset({ErrorClass.DRAIN, ErrorClass.INPUTS_UNAVAILABLE, ErrorClass.CONTEXT_OVERFLOW})
+_AGENT_DIED = frozenset({ErrorClass.AGENT_LOST, ErrorClass.AGENT_RESTARTED})
+
+
+@dataclass(slots=True)
+class LiveWorker:
+    """A known worker, connected or not."""
+
+    settings: WorkerSettings
+    mode: WorkerMode = WorkerMode.ACTIVE
+    session: int = 0  # 0: not connected
+    boot_id: str = ""
+    software: str = ""
+    platform: str = ""
+    last_heard_s: float = NEVER_S
+    last_heard_ms: int = 0
+    saved_s: float = NEVER_S
+    latency_ms: int = 0
+    health: AgentHealth = field(default_factory=lambda: AgentHealth(can_work=False))
+    tags: tuple[str, ...] = ()  # models last reported, normal spelling
+    was_seen: bool = False  # ever: until then a "*" worker may have any model
+    slots_ceiling: int = 0  # of the agent; 0: none
+    #: uids the agent said are running; each takes a slot, whatever became of its task
+    listed: set[str] = field(default_factory=set)
+    #: dispatches of this session the agent has not yet said to have received: uid -> number
+    unconfirmed: dict[str, int] = field(default_factory=dict)
+    reported_free: int = 0
+    dispatches: int = 0  # number of the last one in this session
+    #: uids of known attempts that this agent may hold
+    attempts: set[str] = field(default_factory=set)
+    idle_since_s: float = NEVER_S
+    succeeded: int = 0
+    failed: int = 0
+    recent_succeeded: float = 0.0
+    recent_failed: float = 0.0
+    failures_in_row: int = 0
+    cooling_until_s: float | None = None  # past: one trial may run
+    dead_boot_id: str = ""  # the boot whose death was counted already
+    _own_models: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        named = [normal_model(name) for name in self.settings.models if name != ANY_MODEL]
+        if self.settings.default_model:
+            named.append(normal_model(self.settings.default_model))
+        self._own_models = frozenset(named)
+
+    @property
+    def worker_id(self) -> str:
+        """Its id, which is its principal's name."""
+        return self.settings.worker_id
+
+    @property
+    def num_ctx(self) -> int:
+        """Its window in tokens."""
+        for option in self.settings.options:
+            if option.name == "num_ctx" and isinstance(option.value, int):
+                return option.value
+        return DEFAULT_NUM_CTX
+
+    @property
+    def slots(self) -> int:
+        """How many attempts it may run at once."""
+        ceiling = self.slots_ceiling or self.settings.slots
+        return min(self.settings.slots, ceiling)
+
+    @property
+    def in_use(self) -> int:
+        """Slots taken, by what the agent said and what was sent since."""
+        return len(self.listed) + len(self.unconfirmed)
+
+    @property
+    def free(self) -> int:
+        """Slots that may be offered: the smaller of our count and the agent's."""
+        ours = self.slots - self.in_use
+        theirs = self.reported_free - len(self.unconfirmed)
+        return max(0, min(ours, theirs))
+
+    @property
+    def success_rate(self) -> float:
+        """0 to 1 over recent attempts; 1 where there are none."""
+        total = self.recent_succeeded + self.recent_failed
+        return self.recent_succeeded / total if total else 1.0
+
+    def is_alive(self, now_s: float, settings: CoreSettings) -> bool:
+        """Whether it is connected and was heard lately."""
+        return self.session != 0 and now_s - self.last_heard_s <= _SILENT_HEARTBEATS * settings.heartbeat_s
+
+    def is_cooling(self, now_s: float) -> bool:
+        """Whether it gets nothing because of its failures; after the cooldown one trial at a time."""
+        if self.cooling_until_s is None:
+            return False
+        return now_s < self.cooling_until_s or self.in_use > 0
+
+    def lists_model(self, model: str) -> bool:
+        """Whether its settings let it run the model (normal spelling; empty: its default)."""
+        if not model:
+            return bool(self.settings.default_model)
+        if ANY_MODEL in self.settings.models:
+            return True
+        return model in self._own_models
+
+    def has_model(self, model: str) -> bool:
+        """Whether it can run the model as far as is known: for "*" the tags last reported count."""
+        if not self.lists_model(model):
+            return False
+        return not model or model in self._own_models or model in self.tags
+
+    def may_have_model(self, model: str) -> bool:
+        """As `has_model`, but a "*" worker never seen may have anything."""
+        return self.has_model(model) or (self.lists_model(model) and not self.was_seen)
+
+    def model_for(self, model: str) -> str:
+        """What it would run for a task that asks for `model`."""
+        return model or self.settings.default_model
+
+    def known_models(self) -> tuple[str, ...]:
+        """What people may be told it has."""
+        if ANY_MODEL not in self.settings.models:
+            return self.settings.models
+        own = (self.settings.default_model,) if self.settings.default_model else ()
+        return tuple(dict.fromkeys((*own, *self.tags)))
+
+    def connect(self, session: int, boot_id: str, now_s: float, last_dispatch: int) -> None:
+        """A new session: nothing was sent in it, numbers go on where the agent may still be."""
+        self.session = session
+        self.boot_id = boot_id
+        self.listed.clear()
+        self.unconfirmed.clear()
+        self.reported_free = 0
+        self.dispatches = last_dispatch
+        self.idle_since_s = now_s
+        self.was_seen = True
+
+    def disconnect(self) -> None:
+        """The session is gone; what its agent may hold stays known until its leases end."""
+        self.session = 0
+        self.listed.clear()
+        self.unconfirmed.clear()
+        self.reported_free = 0
+
+    def heard(self, now_s: float, wall_ms: int) -> None:
+        """A message came."""
+        self.last_heard_s = now_s
+        self.last_heard_ms = wall_ms
+
+    def report(self, running: Collection[str], free_slots: int, last_dispatch: int, now_s: float) -> None:
+        """Take over what the agent says of its slots."""
+        was_busy = self.in_use > 0
+        self.listed = set(running)
+        self.reported_free = free_slots
+        for uid, number in list(self.unconfirmed.items()):
+            if number <= last_dispatch or uid in self.listed:
+                del self.unconfirmed[uid]
+        if was_busy and not self.in_use:
+            self.idle_since_s = now_s
+
+    def dispatched(self, uid: str) -> int:
+        """A dispatch leaves; returns its number in the session."""
+        self.dispatches += 1
+        self.unconfirmed[uid] = self.dispatches
+        self.attempts.add(uid)
+        return self.dispatches
+
+    def release(self, uid: str) -> None:
+        """A dispatch that was never confirmed is given up: it takes no slot."""
+        self.unconfirmed.pop(uid, None)
+
+    def note_success(self) -> bool:
+        """Count a success; true when it closes the breaker."""
+        self.succeeded += 1
+        self._recent(succeeded=1.0)
+        self.failures_in_row = 0
+        was_cooling = self.cooling_until_s is not None
+        self.cooling_until_s = None
+        return was_cooling
+
+    def note_failure(self, error_class: ErrorClass, boot_id: str, now_s: float, settings: CoreSettings) -> bool:
+        """Count a failure that speaks about the worker; true when it opens the breaker (again)."""
+        if category_of(error_class) in (Category.PERMANENT, Category.ENDED) or error_class in _NOT_ITS_FAULT:
+            return False
+        self.failed += 1
+        self._recent(failed=1.0)
+        if error_class in _AGENT_DIED:
+            # One death takes all its attempts along: it counts once.
+            if boot_id and boot_id == self.dead_boot_id:
+                return False
+            self.dead_boot_id = boot_id
+        self.failures_in_row += 1
+        if self.cooling_until_s is None and self.failures_in_row < settings.breaker_failures:
+            return False
+        self.cooling_until_s = now_s + settings.breaker_cooldown_s
+        return True
+
+    def record(self) -> Worker:
+        """Its row."""
+        return Worker(
+            worker_id=self.worker_id,
+            location=self.settings.location,
+            performance_factor=self.settings.performance_factor,
+            endpoint_url=self.settings.endpoint_url,
+            network_latency_ms=self.latency_ms,
+            last_health_check_ms=self.last_heard_ms,
+            mode=self.mode,
+            boot_id=self.boot_id,
+            software=self.software,
+            models=self.tags,
+        )
+
+    def config(self) -> WorkerConfig:
+        """What its agent is told."""
+        return WorkerConfig(
+            worker_id=self.worker_id,
+            default_model=self.settings.default_model,
+            models=self.settings.models,
+            slots=self.settings.slots,
+            location=self.settings.location,
+            options=self.settings.options,
+            thinking_allowance=self.settings.thinking_allowance,
+            limits=self.settings.limits,
+        )
+
+    def restore(self, row: Worker) -> None:
+        """Go on from its row; what workers.yaml says stays."""
+        self.mode = row.mode
+        self.boot_id = row.boot_id
+        self.software = row.software
+        self.latency_ms = row.network_latency_ms
+        self.last_heard_ms = row.last_health_check_ms
+        self.tags = row.models
+        self.was_seen = bool(row.boot_id)
+
+    def restore_scores(self, succeeded: int, failed: int) -> None:
+        """Go on from the counts of the last 24 h."""
+        self.succeeded, self.failed = succeeded, failed
+        self._recent(succeeded=float(succeeded), failed=float(failed))
+
+    def _recent(self, succeeded: float = 0.0, failed: float = 0.0) -> None:
+        self.recent_succeeded += succeeded
+        self.recent_failed += failed
+        total = self.recent_succeeded + self.recent_failed
+        if total > _RECENT_ATTEMPTS:
+            # Scaling both keeps the rate and lets old attempts fade.
+            self.recent_succeeded *= _RECENT_ATTEMPTS / total
+            self.recent_failed *= _RECENT_ATTEMPTS / total

@@ -1,0 +1,111 @@
+"""`submit --dry-run`: where tasks would go now, and why not elsewhere."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from koubou_client.ctl.output import OK, Output
+from koubou_client.ctl.submit_jsonl import Line
+from koubou_client.ctl.tables import shorten, table
+from koubou_common.errors import Code, KoubouError
+from koubou_common.messages.values import Plan
+
+_NAMES_COLUMNS = 40
+_REFUSALS_SHOWN = 20
+
+
+def show_one(output: Output, plan: Plan) -> int:
+    """Print the plan of one task; KoubouError (refused) if it would not be accepted."""
+    if output.as_json:
+        output.data(_plan_json(plan))
+    else:
+        output.say(f"Model   {plan.model or 'the default of the worker that takes it'}")
+        output.say(f"Prompt  about {plan.prompt_tokens} tokens (estimated)")
+        output.say(f"Rule    {plan.rule or 'none matches: all workers'}")
+        if plan.candidates:
+            rows = [
+                (
+                    candidate.worker_id,
+                    _yes(candidate.eligible),
+                    _yes(candidate.available),
+                    f"{candidate.score:g}" if candidate.eligible else "-",
+                    candidate.reason or "-",
+                )
+                for candidate in plan.candidates
+            ]
+            output.say()
+            output.say(table(("WORKER", "ELIGIBLE", "AVAILABLE", "SCORE", "WHY NOT"), rows))
+            output.say()
+        if not plan.refusal:
+            output.say(f"It would {_fate(plan)}. Nothing was submitted.")
+    if plan.refusal:
+        raise KoubouError(Code.REFUSED, plan.refusal, "nothing was submitted")
+    return OK
+
+
+def show_many(output: Output, lines: Sequence[Line], plans: Sequence[Plan], name: str) -> int:
+    """Print the plans of a file's tasks, a row each; KoubouError (refused) if any would not be accepted."""
+    if output.as_json:
+        output.data(
+            [
+                {"line": line.number, "custom_id": line.draft.spec.custom_id or None, **_plan_json(plan)}
+                for line, plan in zip(lines, plans, strict=True)
+            ]
+        )
+    else:
+        rows = [
+            (
+                line.number,
+                line.draft.spec.custom_id or "-",
+                plan.model or "-",
+                plan.prompt_tokens,
+                shorten(" ".join(_available(plan)), _NAMES_COLUMNS) or "-",
+                plan.refusal or plan.rule or "-",
+            )
+            for line, plan in zip(lines, plans, strict=True)
+        ]
+        output.say(table(("LINE", "CUSTOM_ID", "MODEL", "TOKENS", "READY", "RULE OR REFUSAL"), rows))
+        output.say(f"{len(lines)} tasks. Nothing was submitted.")
+    refused = [(line, plan) for line, plan in zip(lines, plans, strict=True) if plan.refusal]
+    if refused:
+        raise KoubouError(
+            Code.REFUSED,
+            "\n".join(f"{name}:{line.number}: {plan.refusal}" for line, plan in refused[:_REFUSALS_SHOWN]),
+            f"{len(refused)} of {len(lines)} tasks would be refused, and with them all",
+        )
+    return OK
+
+
+def _fate(plan: Plan) -> str:
+    if ready := _available(plan):
+        return f"start at once on {' or '.join(ready)}"
+    if any(candidate.eligible for candidate in plan.candidates):
+        return "wait for a free slot"
+    return "wait for a worker that can run it"
+
+
+def _available(plan: Plan) -> list[str]:
+    """The workers that could take it now; among them the rule's preferred ones go first."""
+    return [candidate.worker_id for candidate in plan.candidates if candidate.available]
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _plan_json(plan: Plan) -> dict[str, Any]:
+    return {
+        "model": plan.model or None,
+        "prompt_tokens": plan.prompt_tokens,
+        "rule": plan.rule or None,
+        "candidates": [
+            {
+                "worker": candidate.worker_id,
+                "eligible": candidate.eligible,
+                "available": candidate.available,
+                "score": candidate.score,
+                "reason": candidate.reason or None,
+            }
+            for candidate in plan.candidates
+        ],
+        "refusal": plan.refusal or None,
+    }

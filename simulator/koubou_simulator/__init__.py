@@ -1,0 +1,1 @@
+"""Everything simulated, labelled as such: Ollama, the stand-in CLI, the demo."""

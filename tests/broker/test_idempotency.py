@@ -1,0 +1,70 @@
+"""What makes a repeated submission the same one."""
+
+from dataclasses import replace
+
+import pytest
+
+from koubou_broker import lookups
+from koubou_broker.idempotency import submission_digest, submission_hash
+from koubou_common.messages.values import File, Label, Option, TaskSpec
+from support.core_play import a_body, a_spec
+
+BASE = a_spec("p", files=[("a.py", 3)])
+
+
+def digest(*specs: TaskSpec, as_batch: bool = False) -> bytes:
+    return submission_digest(specs, as_batch=as_batch)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(BASE, prompt=a_body("q")),
+        replace(BASE, files=()),
+        replace(BASE, files=(File("b.py", BASE.files[0].body),)),
+        replace(BASE, target="out.py"),
+        replace(BASE, repo="koubou"),
+        replace(BASE, model="qwen"),
+        replace(BASE, options=(Option("seed", 1),)),
+        replace(BASE, worker="w1"),
+        replace(BASE, labels=(Label("gpu", "yes"),)),
+        replace(BASE, min_context=9_000),
+        replace(BASE, strict_output=True),
+        replace(BASE, task_type="review"),
+    ],
+)
+def test_what_is_asked_for_makes_another_digest(other: TaskSpec) -> None:
+    assert digest(other) != digest(BASE)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(BASE, priority=10),
+        replace(BASE, deadline_s=9.0),
+        replace(BASE, custom_id="mine"),
+        replace(BASE, out_digest="0" * 64),
+    ],
+)
+def test_how_urgent_it_is_makes_none(other: TaskSpec) -> None:
+    assert digest(other) == digest(BASE)
+
+
+def test_spellings_and_orders_that_mean_the_same_are_the_same() -> None:
+    one = replace(BASE, model="qwen", options=(Option("seed", 1), Option("top_k", 2)))
+    two = replace(BASE, model="qwen:latest", options=(Option("top_k", 2), Option("seed", 1)))
+    assert digest(one) == digest(two)
+
+
+def test_one_task_is_not_a_batch_of_one() -> None:
+    assert digest(BASE) != digest(BASE, as_batch=True)
+
+
+def test_the_order_of_files_counts() -> None:
+    ahead = replace(BASE, files=(File("a", a_body("1")), File("b", a_body("2"))))
+    assert digest(ahead) != digest(replace(ahead, files=ahead.files[::-1]))
+
+
+def test_the_store_and_the_core_hash_keys_alike() -> None:
+    for principal, key in [("mika", "k1"), ("a", "b"), ("", ""), ("工房", "鍵")]:
+        assert submission_hash(principal, key) == lookups.submission_hash(principal, key)

@@ -1,0 +1,141 @@
+"""What is forgotten: bodies after their time, history after its own, uploads nobody referred to after a day."""
+
+from pathlib import Path
+
+from koubou_broker.records import Audit, BodyRef, Parked, Submission
+from koubou_broker.retention import DAY_MS, STEP_TASKS, Keep, Sweep
+from koubou_broker.transaction import Entry
+from koubou_common.messages.values import TaskState
+from support.store_play import (
+    START_MS,
+    StorePlay,
+    a_blob,
+    a_metric,
+    a_progress,
+    a_store,
+    a_submitted_task,
+    a_worker,
+    an_attempt,
+    sha,
+)
+
+
+class Clock:
+    """Both clocks of the sweep, moved by hand."""
+
+    def __init__(self) -> None:
+        self.wall_ms = START_MS
+        self.mono_s = 0.0
+
+    def sweep(self) -> Sweep:
+        keep = Keep(bodies_days=30, history_days=365)
+        return Sweep(keep, wall_ms=lambda: self.wall_ms, mono_s=lambda: self.mono_s)
+
+
+def ended(task_id: int, prompt: bytes) -> Entry:
+    submitted = a_submitted_task(task_id, prompt=prompt)
+    done = a_progress(task_id, TaskState.SUCCEEDED, result=BodyRef(sha(b"answer"), 6))
+    more = (an_attempt(f"{task_id:032d}", task_id), a_metric(task_id), a_worker(), done)
+    submission = Submission("mika", f"key-{task_id}", b"d" * 32, 0, task_id, 1, START_MS)
+    return Entry((*submitted.records, *more, submission), (*submitted.blobs, a_blob(b"answer")))
+
+
+def step(play: StorePlay, clock: Clock, sweep: Sweep, days: float) -> None:
+    """One step of the sweep so many days after the start, on a connection of its own."""
+    clock.wall_ms = START_MS + round(days * DAY_MS)
+    clock.mono_s += 10_000
+    with play.engine.connect() as connection:
+        sweep.step(connection)
+
+
+def prepared(path: Path, *entries: Entry) -> None:
+    with a_store(path) as play:
+        play.write(*entries)
+        play.rows("SELECT 1")
+
+
+def reopened(path: Path) -> StorePlay:
+    """The same database without a store thread: the sweep has the writer for itself."""
+    from koubou_broker.database import open_writer
+    from koubou_broker.wake import Wake
+
+    return StorePlay(path, open_writer(path), None, Wake())  # type: ignore[arg-type] # no store is running
+
+
+def test_bodies_go_before_history_and_live_tasks_keep_theirs(tmp_path: Path) -> None:
+    path = tmp_path / "koubou.db"
+    prepared(path, ended(1, b"old prompt"), a_submitted_task(2, prompt=b"waiting"))
+    play, clock = reopened(path), Clock()
+    sweep = clock.sweep()
+    _backdate_blobs(play)
+    step(play, clock, sweep, 29)
+    assert play.rows("SELECT count(*) FROM blob") == [(3,)]
+    step(play, clock, sweep, 31)
+    assert play.rows("SELECT sha256 FROM blob") == [(sha(b"waiting"),)]
+    assert play.rows("SELECT count(*) FROM blob_chunk") == [(1,)]
+    assert play.rows("SELECT task_id, state FROM tasks ORDER BY 1") == [(1, "succeeded"), (2, "queued")]
+    assert play.rows("SELECT count(*) FROM attempts") == [(1,)]
+    _close(play)
+
+
+def test_history_goes_after_a_year_and_numbers_are_not_used_again(tmp_path: Path) -> None:
+    path = tmp_path / "koubou.db"
+    prepared(path, ended(1, b"one"), ended(2, b"two"), Entry((Audit(START_MS, "mika", "invite", "x", ""),)))
+    play, clock = reopened(path), Clock()
+    sweep = clock.sweep()
+    step(play, clock, sweep, 366)
+    for table in ("tasks", "events", "attempts", "worker_metrics", "submissions", "blob_ref", "audit"):
+        assert play.rows(f"SELECT count(*) FROM {table}") == [(0,)], table
+    snapshot = play.snapshot()
+    assert (snapshot.next_task_id, snapshot.next_event_seq) == (3, 3)
+    assert snapshot.submission_hashes == frozenset()
+    _close(play)
+
+
+def test_uploads_that_nothing_refers_to_last_a_day_and_parked_results_longer(tmp_path: Path) -> None:
+    path = tmp_path / "koubou.db"
+    parked = Parked("u" * 32, "lan_001", START_MS, BodyRef(sha(b"parked"), 6), "")
+    prepared(path, Entry((parked,), (a_blob(b"upload" * 1_000), a_blob(b"parked"))))
+    play, clock = reopened(path), Clock()
+    sweep = clock.sweep()
+    _backdate_blobs(play)
+    step(play, clock, sweep, 0.9)
+    assert play.rows("SELECT count(*) FROM blob") == [(2,)]
+    step(play, clock, sweep, 1.1)
+    assert play.rows("SELECT sha256 FROM blob") == [(sha(b"parked"),)]
+    assert play.rows("SELECT count(*) FROM blob_owner") == [(0,)]
+    _close(play)
+
+
+def test_a_body_of_two_tasks_stays_until_the_younger_one_lets_go(tmp_path: Path) -> None:
+    path = tmp_path / "koubou.db"
+    prepared(path, ended(1, b"shared"), a_submitted_task(2, prompt=b"shared"))
+    play, clock = reopened(path), Clock()
+    sweep = clock.sweep()
+    _backdate_blobs(play)
+    step(play, clock, sweep, 31)
+    assert play.rows("SELECT sha256 FROM blob") == [(sha(b"shared"),)]
+    _close(play)
+
+
+def test_a_walk_takes_small_steps_and_begins_again(tmp_path: Path) -> None:
+    path = tmp_path / "koubou.db"
+    prepared(path, *(ended(number, b"p") for number in range(1, STEP_TASKS + 3)))
+    play, clock = reopened(path), Clock()
+    sweep = clock.sweep()
+    step(play, clock, sweep, 366)
+    assert play.rows("SELECT count(*) FROM tasks") == [(2,)]
+    step(play, clock, sweep, 366)
+    assert play.rows("SELECT count(*) FROM tasks") == [(0,)]
+    _close(play)
+
+
+def _backdate_blobs(play: StorePlay) -> None:
+    """Blobs carry the real clock; the tests live at START_MS."""
+    with play.engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE blob SET stored_ms = {START_MS}")
+
+
+def _close(play: StorePlay) -> None:
+    play.engine.dispose()
+    play.wake.close()

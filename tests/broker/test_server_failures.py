@@ -1,0 +1,253 @@
+"""When commits are slow, fail, or break a rule: nothing false is told, and the broker comes back by itself."""
+
+import itertools
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, Engine, event
+
+from koubou_broker import server as server_module
+from koubou_broker import turns
+from koubou_common.errors import Code
+from koubou_common.messages import (
+    ClientHello,
+    Dispatch,
+    Error,
+    GetResult,
+    GetStatus,
+    GetTasks,
+    Heartbeat,
+    HeartbeatAck,
+    Keys,
+    ResultStored,
+    RevokeKey,
+    Status,
+    Submit,
+    Submitted,
+    Tasks,
+    Welcome,
+)
+from koubou_common.messages.values import Disposition, Role, TaskState
+from support.broker_play import (
+    BrokerPlay,
+    Peer,
+    a_broker,
+    a_result,
+    a_spec,
+    a_status,
+    an_agent_hello,
+)
+from support.waiting import eventually
+
+PAGES_MAX = 1_073_741_823  # SQLite's own limit
+
+
+@pytest.fixture(autouse=True)
+def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "CHECK_S", 0.1)
+    monkeypatch.setattr(server_module, "FULL_PAUSE_S", (0.1, 0.4))
+
+
+def writer_of(play: BrokerPlay) -> Engine:
+    return play.server._machine.store._engine
+
+
+@contextmanager
+def a_blocked_store(play: BrokerPlay) -> Iterator[None]:
+    """Somebody else's transaction keeps the store waiting, as a stalled disk would."""
+    other = sqlite3.connect(play.home.state / "koubou.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+
+
+class FaultyDisk:
+    """A labelled fault in the writer's engine: statements that mention `text` fail with `code`."""
+
+    def __init__(self, play: BrokerPlay, text: str, code: int, parameter: str = "") -> None:
+        self.is_on = True
+        self.hits = 0
+
+        @event.listens_for(writer_of(play), "before_cursor_execute")
+        def fail(connection: Connection, cursor: object, statement: str, parameters: object, *more: object) -> None:
+            if self.is_on and text in statement and parameter in repr(parameters):
+                self.hits += 1
+                error = sqlite3.OperationalError("injected fault")
+                error.sqlite_errorcode = code
+                raise error
+
+
+def hello_again(peer: Peer) -> None:
+    assert peer.next(Error).code is Code.HELLO_REQUIRED
+    peer.hello()
+
+
+def test_nothing_is_said_before_it_and_all_before_it_is_durable(tmp_path: Path) -> None:
+    with a_broker(tmp_path) as play, play.operator() as client, play.peer(play.enrol("rin", Role.CLIENT)) as other:
+        other.hello()
+        with a_blocked_store(play):
+            client.say(Submit("r1", "k1", (a_spec(),)))
+            other.say(GetStatus("s1"))
+            other.say(Submit("r2", "k2", (a_spec(),)))
+            other.say(Submit("r2", "k2", (a_spec(),)))
+            # Even a status rests on a task that is not durable yet; a repeated answer found in memory too.
+            assert client.drain(0.3) == []
+            assert other.drain(0.1) == []
+        assert client.next(Submitted).request_id == "r1"
+        assert other.next(Status).request_id == "s1"
+        assert other.next(Submitted).tasks[0].task_id == other.next(Submitted).tasks[0].task_id
+
+
+def test_a_dispatch_leaves_only_after_its_commit(tmp_path: Path) -> None:
+    with a_broker(tmp_path) as play, play.operator() as client, play.agent() as agent:
+        with a_blocked_store(play):
+            client.say(Submit("r1", "k1", (a_spec(),)))
+            assert agent.drain(0.3) == []
+        agent.next(Dispatch)
+        client.next(Submitted)
+
+
+def test_too_much_undurable_stops_reading_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "UNDURABLE_ENTRIES", 10)
+    with a_broker(tmp_path) as play, play.operator() as client:
+        with a_blocked_store(play):
+            for number in range(60):
+                client.say(Submit(f"r{number}", f"k{number}", (a_spec(),)))
+            eventually(lambda: play.server._conductor.is_full)
+            assert play.server._conductor._ledger._entries < 60
+        assert {client.next(Submitted).request_id for _ in range(60)} == {f"r{number}" for number in range(60)}
+
+
+def test_on_a_full_disk_submissions_are_refused_and_taken_again_when_there_is_room(tmp_path: Path) -> None:
+    limit = {"pages": PAGES_MAX}
+    with a_broker(tmp_path) as play, play.operator() as client:
+
+        @event.listens_for(writer_of(play), "begin")
+        def keep_to_the_quota(connection: Connection) -> None:
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {limit['pages']}")
+
+        first = client.submit(a_spec(), key="k1").tasks[0].task_id
+        reserve = play.home.state / "reserve"
+        assert reserve.exists()
+        limit["pages"] = 1  # SQLite never goes below the pages in use: not one more
+        client.say(Submit("r2", "k2", (a_spec(b"p" * 200_000),)))
+        hello_again(client)
+        refused = client.ask(Submit("r2", "k2", (a_spec(b"p" * 200_000),)), Error)
+        assert refused.code is Code.STORE_FULL
+        assert refused.retry_after_s > 0
+        assert client.ask(GetTasks("g", (first,)), Tasks).tasks[0].state is TaskState.QUEUED
+        limit["pages"] = PAGES_MAX
+        taken = eventually(lambda: _submitted(client), what="submissions are taken again")
+        assert taken.tasks[0].task_id == first + 1
+        eventually(reserve.exists, what="the reserve is held again")
+        status = client.ask(GetStatus("s"), Status)
+        assert [alert.code for alert in status.alerts if alert.code == "store_full"] == []
+
+
+def _submitted(client: Peer) -> Submitted | None:
+    client.say(Submit("r2", "k2", (a_spec(b"p" * 200_000),)))
+    heard = client.drain(0.2)
+    for message in heard:
+        if isinstance(message, Submitted):
+            return message
+        if isinstance(message, Error) and message.code is Code.HELLO_REQUIRED:
+            client.say(ClientHello(1, 1, "test"))
+    return None
+
+
+def test_a_submission_that_cannot_be_stored_is_put_aside_and_all_others_go_on(tmp_path: Path) -> None:
+    with a_broker(tmp_path) as play, play.operator() as client, play.peer(play.enrol("rin", Role.CLIENT)) as other:
+        other.hello()
+        fault = FaultyDisk(play, "INSERT INTO submissions", sqlite3.SQLITE_CONSTRAINT, "poison")
+        client.say(Submit("r1", "poison", (a_spec(),)))
+        hello_again(client)
+        hello_again(other)
+        again = client.ask(Submit("r1", "poison", (a_spec(),)), Error)
+        assert (again.code, again.request_id) == (Code.INTERNAL, "r1")
+        assert fault.hits == 2  # with its group, then alone; never again
+        client.submit(a_spec(), key="k2")
+        other.submit(a_spec(), key="k3")
+        alerts = client.ask(GetStatus("s"), Status).alerts
+        assert [alert.code for alert in alerts if alert.code == "quarantined"] == ["quarantined"]
+        with sqlite3.connect(f"file:{play.home.state / 'koubou.db'}?mode=ro", uri=True) as database:
+            assert database.execute("SELECT principal, kind FROM quarantined").fetchall() == [
+                ("operator", "submission")
+            ]
+        database.close()
+
+
+def test_a_result_that_cannot_be_stored_is_taken_off_the_agent_and_the_task_runs_again(tmp_path: Path) -> None:
+    with a_broker(tmp_path) as play, play.operator() as client, play.agent() as agent:
+        task_id = client.submit(a_spec()).tasks[0].task_id
+        first = agent.next(Dispatch)
+        fault = FaultyDisk(play, "INSERT INTO worker_metrics", sqlite3.SQLITE_CONSTRAINT)
+        agent.say(a_result(first.attempt_uid))
+        assert agent.next(Error).code is Code.HELLO_REQUIRED
+        held = a_status(spooled=(first.attempt_uid,))
+        agent.ask(an_agent_hello(held), Welcome)
+        assert agent.ask(a_result(first.attempt_uid, last=0), ResultStored).disposition is Disposition.PARKED
+        fault.is_on = False
+        agent.ask(Heartbeat(1, 0, a_status(), None), HeartbeatAck)
+        second = agent.next(Dispatch)
+        assert second.attempt_uid != first.attempt_uid
+        agent.ask(a_result(second.attempt_uid), ResultStored)
+        hello_again(client)
+        assert client.ask(GetTasks("g", (task_id,)), Tasks).tasks[0].state is TaskState.SUCCEEDED
+
+
+def test_after_an_io_error_nothing_is_told_and_the_broker_ends(tmp_path: Path) -> None:
+    with a_broker(tmp_path) as play, play.operator() as client:
+        FaultyDisk(play, "INSERT INTO tasks", sqlite3.SQLITE_IOERR)
+        client.say(Submit("r1", "k1", (a_spec(),)))
+        eventually(lambda: play.stopped)
+        assert client.drain(0.1) == []
+    with a_broker(tmp_path) as play, play.operator() as client:
+        assert client.submit(a_spec()).tasks[0].existing is False
+
+
+def test_a_broker_whose_access_control_died_ends(tmp_path: Path) -> None:
+    with a_broker(tmp_path) as play:
+        play.server._machine.access.stop()
+        stop = eventually(lambda: play.stopped)[0]
+        assert "access control" in str(stop)
+
+
+def test_a_peer_that_reads_nothing_holds_up_nobody_and_loses_its_session(tmp_path: Path) -> None:
+    large = b"n" * 250_000
+    with (
+        a_broker(tmp_path) as play,
+        play.operator() as client,
+        play.peer(play.enrol("rin", Role.CLIENT), rcvhwm=1) as slow,
+        play.agent() as agent,
+    ):
+        slow.hello()
+        task_id = slow.submit(a_spec()).tasks[0].task_id
+        agent.ask(a_result(agent.next(Dispatch).attempt_uid, large), ResultStored)
+        sessions = play.server._conductor._sessions
+        mine = max(sessions._by_number)
+        asked = itertools.count()
+
+        def is_given_up() -> bool:
+            for _ in range(20):
+                slow.say(GetResult(f"g{next(asked)}", task_id))
+            return sessions.get(mine) is None
+
+        eventually(is_given_up, what="the session of the slow peer is given up")
+        client.submit(a_spec(), key="k2")
+        client.ask(GetStatus("s"), Status)
+
+
+def test_a_revoked_key_is_told_so_once_a_message_and_gets_nothing_else(tmp_path: Path) -> None:
+    with a_broker(tmp_path) as play, play.operator() as operator, play.peer(play.enrol("rin", Role.CLIENT)) as rin:
+        rin.hello()
+        operator.ask(RevokeKey("x", "rin"), Keys)
+        for message in (GetStatus("s"), Submit("r", "k", (a_spec(b"p", {"f": b"x" * 9_000}, inline=False),))):
+            rin.say(message)
+            heard = rin.drain()
+            assert [getattr(one, "code", one) for one in heard] == [Code.NOT_AUTHORISED]

@@ -1,0 +1,140 @@
+"""Slots, models and the breaker of one worker."""
+
+import pytest
+
+from koubou_broker.core_settings import CoreSettings
+from koubou_broker.workers import LiveWorker
+from koubou_common.errors import ErrorClass
+from koubou_common.messages.values import AgentHealth
+from support.core_play import a_worker
+
+SETTINGS = CoreSettings(breaker_failures=3, breaker_cooldown_s=60.0)
+
+
+def a_live_worker(slots: int = 2, free: int | None = None, models: tuple[str, ...] | None = None) -> LiveWorker:
+    worker = LiveWorker(a_worker(slots=slots, models=models))
+    worker.connect(1, "b1", 0.0, 0)
+    worker.heard(0.0, 0)
+    worker.health = AgentHealth(ollama_ok=True)
+    worker.report([], slots if free is None else free, 0, 0.0)
+    return worker
+
+
+def test_the_smaller_count_of_free_slots_is_offered() -> None:
+    assert a_live_worker(slots=2, free=1).free == 1
+    assert a_live_worker(slots=2, free=9).free == 2
+
+
+def test_the_agents_ceiling_beats_the_file() -> None:
+    worker = a_live_worker(slots=4)
+    worker.slots_ceiling = 1
+    assert (worker.slots, worker.free) == (1, 1)
+
+
+def test_a_dispatch_takes_a_slot_until_the_agent_speaks_of_it() -> None:
+    worker = a_live_worker(slots=2)
+    worker.dispatched("u1")
+    assert worker.free == 1
+    worker.report([], 2, 0, 1.0)  # said before it arrived
+    assert worker.free == 1
+    worker.report(["u1"], 1, 1, 2.0)
+    assert (worker.free, worker.in_use) == (1, 1)
+    worker.report([], 2, 1, 3.0)
+    assert (worker.free, worker.in_use) == (2, 0)
+
+
+def test_a_releasing_slot_is_not_offered() -> None:
+    worker = a_live_worker(slots=1)
+    worker.dispatched("u1")
+    worker.report([], 0, 1, 1.0)  # over, and Ollama still busy with it
+    assert worker.free == 0
+
+
+def test_an_attempt_nobody_knows_takes_a_slot_all_the_same() -> None:
+    worker = a_live_worker(slots=1)
+    worker.report(["stranger"], 1, 0, 1.0)
+    assert worker.free == 0
+
+
+def test_a_given_up_dispatch_frees_its_slot() -> None:
+    worker = a_live_worker(slots=1)
+    worker.dispatched("u1")
+    worker.release("u1")
+    assert worker.free == 1
+
+
+def test_numbers_go_on_where_the_agent_may_still_be() -> None:
+    worker = a_live_worker()
+    worker.connect(2, "b1", 0.0, 7)
+    assert worker.dispatched("u1") == 8
+
+
+def test_it_is_fed_no_more_after_three_missed_heartbeats() -> None:
+    worker = a_live_worker()
+    assert worker.is_alive(15.0, SETTINGS)
+    assert not worker.is_alive(15.1, SETTINGS)
+
+
+def test_a_star_worker_has_what_it_reported_and_before_that_perhaps_anything() -> None:
+    worker = LiveWorker(a_worker(models=("*",)))
+    assert worker.may_have_model("other:7b")
+    assert not worker.has_model("other:7b")
+    worker.connect(1, "b1", 0.0, 0)
+    worker.tags = ("some:7b",)
+    assert not worker.may_have_model("other:7b")
+    assert worker.has_model("some:7b")
+
+
+def test_a_listed_model_counts_under_any_spelling() -> None:
+    worker = LiveWorker(a_worker(model="", models=("qwen",)))
+    assert worker.has_model("qwen:latest")
+    assert not worker.has_model("")
+
+
+def test_failures_in_a_row_open_the_breaker_and_a_success_closes_it() -> None:
+    worker = a_live_worker()
+    opened = [worker.note_failure(ErrorClass.OLLAMA_ERROR, "b1", 10.0, SETTINGS) for _ in range(3)]
+    assert opened == [False, False, True]
+    assert worker.is_cooling(69.9)
+    assert not worker.is_cooling(70.0)
+    worker.dispatched("trial")
+    assert worker.is_cooling(70.0)
+    assert worker.note_success()
+    assert not worker.is_cooling(70.0)
+
+
+def test_a_failed_trial_opens_the_breaker_again_at_once() -> None:
+    worker = a_live_worker()
+    for _ in range(3):
+        worker.note_failure(ErrorClass.OLLAMA_ERROR, "b1", 10.0, SETTINGS)
+    assert worker.note_failure(ErrorClass.OLLAMA_ERROR, "b1", 80.0, SETTINGS)
+    assert worker.is_cooling(139.0)
+
+
+@pytest.mark.parametrize(
+    "error_class",
+    [ErrorClass.EMPTY_OUTPUT, ErrorClass.DRAIN, ErrorClass.CONTEXT_OVERFLOW, ErrorClass.INPUTS_UNAVAILABLE],
+)
+def test_what_does_not_speak_about_the_worker_does_not_count(error_class: ErrorClass) -> None:
+    worker = a_live_worker()
+    for _ in range(10):
+        assert not worker.note_failure(error_class, "b1", 0.0, SETTINGS)
+    assert (worker.failed, worker.success_rate) == (0, 1.0)
+
+
+def test_one_death_counts_once_however_many_attempts_it_took_along() -> None:
+    worker = a_live_worker()
+    for _ in range(4):
+        worker.note_failure(ErrorClass.AGENT_LOST, "b1", 0.0, SETTINGS)
+    assert worker.failures_in_row == 1
+    worker.note_failure(ErrorClass.AGENT_RESTARTED, "b2", 0.0, SETTINGS)
+    assert worker.failures_in_row == 2
+
+
+def test_the_success_rate_forgets_old_attempts() -> None:
+    worker = a_live_worker()
+    worker.restore_scores(0, 1_000)
+    for _ in range(300):
+        worker.note_success()
+    assert worker.success_rate > 0.9
+    assert (worker.succeeded, worker.failed) == (300, 1_000)

@@ -1,0 +1,163 @@
+"""One seed: build a world, let it go wrong for virtual hours, heal it, and check every promise."""
+
+import random
+from dataclasses import dataclass
+
+from koubou_broker.core import CoreSettings, WorkerSettings
+from koubou_broker.records import Principal
+from koubou_common.messages.values import AttemptState, TaskState
+from sim.agent_node import AgentNode, Work
+from sim.broker_node import BrokerNode, Bugs
+from sim.client_node import ClientNode
+from sim.disk import Disk
+from sim.world import World
+
+TROUBLE_S = 900.0  # virtual time in which things go wrong
+HEALED_S = 7_200.0  # virtual time in which everything must come to its end
+START_S = 1_000.0
+
+# How an attempt stands once its delivered outcome is stored; a failure of a superseded attempt changes nothing.
+_STORED_SUCCESS = (AttemptState.SUCCEEDED, AttemptState.LATE)
+_STORED_FAILURE = (AttemptState.FAILED, AttemptState.LOST, AttemptState.ABORTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a seed was made of."""
+
+    virtual_s: float
+    messages: int
+    faults: int
+    tasks: int
+    attempts: int
+
+
+def simulate(seed: int, bugs: Bugs | None = None) -> Figures:
+    """Run one seed; AssertionError with seed and trace when a promise is broken."""
+    world = World(seed)
+    try:
+        return _run(world, bugs or Bugs())
+    except AssertionError as error:
+        tail = "\n".join(world.trace[-60:])
+        raise AssertionError(
+            f"seed {seed} at {world.now_s - START_S:.3f} s: {error}\n{world.faults}\n{tail}"
+        ) from error
+
+
+def _run(world: World, bugs: Bugs) -> Figures:
+    draws = world.draws
+    workers = tuple(
+        WorkerSettings(
+            f"w{index}",
+            location="local" if index == 0 else "remote",
+            default_model="m",
+            models=("m",),
+            slots=draws.choice((1, 1, 2, 3)),
+            performance_factor=draws.choice((0.5, 1.0)),
+        )
+        for index in range(draws.choice((1, 2, 3, 4)))
+    )
+    settings = CoreSettings(workers=workers, heartbeat_s=5.0, lease_s=30.0, max_workers=10)
+    disk = Disk()
+    broker = BrokerNode(world, settings, disk, wire=world.seed % 10 == 0, bugs=bugs)
+    work = Work()
+    agents = [AgentNode(world, broker, one.worker_id, one.slots, work) for one in workers]
+    clients = [ClientNode(world, broker, f"client{index}") for index in range(draws.choice((1, 2)))]
+    for node in (*agents, *clients):
+        peer = node.peer
+        disk.principals[peer.public_key] = Principal(peer.public_key, peer.name, peer.role, None, 1, 0, 0, "")
+    broker.start()
+    for agent in agents:
+        agent.start()
+    for client in clients:
+        client.start()
+        for _ in range(draws.randint(3, 8)):
+            world.after(draws.uniform(0, TROUBLE_S * 0.8), client.new_submission)
+        world.every(120.0, client.cancel_some)
+        world.every(150.0, client.retry_some)
+    _plan_trouble(world, broker, agents, clients)
+    world.run(START_S + TROUBLE_S, lambda: False)
+    world.heal()
+    world.note("healed")
+    if broker.core is None:
+        broker.start()
+
+    # Late messages of the bad times arrive first.
+    world.run(START_S + TROUBLE_S + 60.0, lambda: False)
+    for client in clients:
+        client.ask_again()
+
+    def is_over() -> bool:
+        return all(client.is_content() for client in clients) and not any(agent.spool for agent in agents)
+
+    world.run(START_S + TROUBLE_S + HEALED_S, is_over)
+    _check_end(disk, agents, clients, work)
+    return Figures(world.now_s - START_S, world.messages, world.fault_count, len(disk.tasks), len(work.started))
+
+
+def _plan_trouble(world: World, broker: BrokerNode, agents: list[AgentNode], clients: list[ClientNode]) -> None:
+    faults = world.faults
+    world.every(faults.broker_crash_every_s, broker.crash)
+    for agent in agents:
+        world.every(faults.agent_crash_every_s, agent.crash)
+        world.every(faults.partition_every_s, agent.cut_off)
+    for client in clients:
+        world.every(faults.client_crash_every_s, client.crash)
+    if faults.clock_jumps:
+        world.every(200.0, world.jump_clock)
+
+
+def _check_end(disk: Disk, agents: list[AgentNode], clients: list[ClientNode], work: Work) -> None:
+    for task_id, progress in disk.progress.items():
+        story = [f"{event.before}->{event.after} {event.reason}" for event in disk.events[task_id]]
+        about = f"task {task_id}: {progress.state} {progress.error_class}; {story}"
+        assert progress.state.is_terminal, f"has not ended: {about}"
+        _check_outcome(disk, task_id, work, about)
+        _check_events(disk, task_id, about)
+    for client in clients:
+        assert len(client.accepted) == len(client.keys), f"{client.name}: not everything was accepted"
+        ids = [task_id for ids in client.accepted.values() for task_id in ids]
+        assert len(ids) == len(set(ids)), f"{client.name}: one task under two keys: {ids}"
+        mine = [task_id for task_id, task in disk.tasks.items() if task.principal == client.name]
+        assert sorted(ids) == sorted(mine), f"{client.name}: asked for {sorted(ids)}, the broker has {sorted(mine)}"
+        for task_id in ids:
+            recorded = disk.progress[task_id].state
+            assert client.told.get(task_id) is recorded, (
+                f"task {task_id}: told {client.told.get(task_id)}, is {recorded}"
+            )
+    for agent in agents:
+        assert not agent.spool, f"{agent.worker_id}: never delivered: {list(agent.spool)}"
+    for uid in work.forgotten:
+        attempt = disk.attempts.get(uid)
+        stored = _STORED_SUCCESS if uid in work.produced else _STORED_FAILURE
+        assert uid in disk.parked or (attempt is not None and attempt.state in stored), (
+            f"attempt {uid} left its spool and is not recorded: {attempt}"
+        )
+
+
+def _check_outcome(disk: Disk, task_id: int, work: Work, about: str) -> None:
+    progress = disk.progress[task_id]
+    attempts = [one for one in disk.attempts.values() if one.task_id == task_id]
+    won = [one for one in attempts if one.state is AttemptState.SUCCEEDED and one.generation == progress.generation]
+    if progress.state is TaskState.SUCCEEDED:
+        assert len(won) == 1, f"{len(won)} attempts succeeded: {about}"
+        assert progress.result is not None, f"no output: {about}"
+        assert progress.result.sha256 == work.produced[won[0].attempt_uid], f"another attempt's output: {about}"
+    else:
+        assert not won, f"an attempt succeeded: {about}"
+    assert not any(one.state is AttemptState.RUNNING for one in attempts), f"an attempt runs on: {about}"
+    numbers = sorted(one.number for one in attempts)
+    assert len(numbers) == len(set(numbers)), f"attempt numbers {numbers}: {about}"
+
+
+def _check_events(disk: Disk, task_id: int, about: str) -> None:
+    state = ""
+    for event in disk.events[task_id]:
+        assert event.before == state, f"event {event.seq} begins at {event.before}, not at {state}: {about}"
+        state = event.after
+    assert state == disk.progress[task_id].state, f"the events end at {state}: {about}"
+
+
+def seeds(count: int, first: int = 0) -> list[int]:
+    """The seeds of a run: the same every time, so that a failing one can be named."""
+    return [random.Random(first + index).getrandbits(31) * 10 + (first + index) % 10 for index in range(count)]
