@@ -8,11 +8,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from koubou_common.errors import Code, RefusedError
+from koubou_common.names import name_fault
 
 LOG_TAIL_BYTES = 16 * 1024
 STDOUT_MAX_BYTES = 8 * 1024 * 1024  # twice the largest result: what is longer is refused by its size anyway
@@ -99,20 +100,8 @@ def remove_leftovers(work_dir: Path) -> None:
 
 def checked_name(name: str) -> str:
     """The name of a context file, or RefusedError: relative, inside, and the same on every platform."""
-    parts = PurePosixPath(name).parts
-    try:
-        size_bytes = len(name.encode())
-    except UnicodeEncodeError:  # half a character: no file system and no prompt can hold it
-        size_bytes = 0
-    bad = (
-        not 0 < size_bytes <= _NAME_MAX_BYTES
-        or name != "/".join(parts)  # also: doubled, leading and trailing slashes, "./"
-        or any(part in {".", "..", "/"} for part in parts)
-        or any(character in name for character in "\0\\\n\r")
-        or name[1:2] == ":"  # a drive of Windows
-    )
-    if bad:
-        raise RefusedError(Code.BAD_INPUT, f"not a relative file name: {name!r}")
+    if fault := name_fault(name):
+        raise RefusedError(Code.BAD_INPUT, f"{name!r} cannot be a context file's name: {fault}")
     return name
 
 

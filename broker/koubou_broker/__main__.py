@@ -22,6 +22,8 @@ from koubou_common.settings import BrokerSettings, WorkersFile, example
 
 EXIT_FAILED, EXIT_USAGE, EXIT_BAD_CONFIGURATION = 1, 2, 8  # the contract of all our commands
 
+_OF_THE_GROUP = ("-h", "--help", "--version")
+
 log = logging.getLogger("koubou_broker")
 
 _home_option = click.option(
@@ -32,20 +34,29 @@ _config_option = click.option(
 )
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+class _RunByDefault(click.Group):
+    """`koubou-broker --home X` is `koubou-broker run --home X`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in _OF_THE_GROUP):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_RunByDefault, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="koubou-broker")
-@click.pass_context
-def cli(context: click.Context) -> None:
-    """The broker of a Koubou workshop: keeps tasks safely and decides who works on what."""
-    if context.invoked_subcommand is None:
-        context.invoke(run)
+def cli() -> None:
+    """The broker of a Koubou workshop: keeps tasks safely and decides who works on what.
+
+    Without a command it runs (`run`).
+    """
 
 
 @cli.command()
 @_config_option
 @_home_option
 @click.option("--bind", multiple=True, metavar="ADDRESS", help="Where to listen, instead of what broker.yaml says.")
-def run(config_file: Path | None = None, home: Path | None = None, bind: tuple[str, ...] = ()) -> None:
+def run(config_file: Path | None, home: Path | None, bind: tuple[str, ...]) -> None:
     """Run in the foreground until Ctrl-C or SIGTERM."""
     place = Home.from_env(os.environ, home)
     configuration = read_configuration(place, config_file, bind)

@@ -8,11 +8,10 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from hashlib import sha256 as sha256_of
 
+from koubou_broker.batches import Claim, Claimed, NewBlob
 from koubou_broker.bodies import EMPTY_SHA256, BodyCache, bodies_of, fault_of, with_bodies, without_bytes
 from koubou_broker.core_settings import Limits
 from koubou_broker.effects import Peer
-from koubou_broker.store import Claim, Claimed
-from koubou_broker.transaction import NewBlob
 from koubou_common.errors import Code
 from koubou_common.messages import BlobChunk, BlobGet, BlobMissing, Error, Result, Submit
 from koubou_common.messages.limits import CHUNK_BYTES, CHUNKS_OUTSTANDING, MIB

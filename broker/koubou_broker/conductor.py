@@ -11,18 +11,17 @@ from typing import assert_never, get_args
 
 from koubou_broker import blobs
 from koubou_broker.access import AccessControl
+from koubou_broker.batches import Claim, Claimed, Durable, Failed, FailureKind, NewBlob, Probed, Quarantined
 from koubou_broker.blobs import Grants, Intake
 from koubou_broker.bodies import BodyCache
 from koubou_broker.core import Core
 from koubou_broker.core_settings import CoreSettings
-from koubou_broker.database import FailureKind
 from koubou_broker.effects import Alert, Allow, Close, Effect, Lookup, Now, Peer, Revoke, Save, Send, Snapshot
 from koubou_broker.outgoing import Outbound
 from koubou_broker.quarantine import Quarantine, source_of
 from koubou_broker.reader import Bodies, ChunkRead, Find, FoundRows, ReadChunk, Reader, ReadFailed
 from koubou_broker.sessions import Session, Sessions, Transmit
-from koubou_broker.store import Claim, Claimed, Durable, Failed, Probed, Quarantined, Store
-from koubou_broker.transaction import NewBlob
+from koubou_broker.store import Store
 from koubou_broker.turns import Ledger, Source, Turn
 from koubou_common.codec import DecodeError, decode, pack
 from koubou_common.errors import Code

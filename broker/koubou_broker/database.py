@@ -1,26 +1,19 @@
 """Opening the database: the writer's engine, the readers' engine, and what an error of either means."""
 
 import sqlite3
-from enum import Enum
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import StatementError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
+from koubou_broker.batches import FailureKind
+
+# Parameters are people's texts: no error message may quote them (hide_parameters).
 BUSY_TIMEOUT_MS = 5_000  # a person's sqlite3 shell may hold the lock for a moment
 WAL_KEPT_BYTES = 64 * 1024 * 1024  # the log shrinks back to this after a long reader kept it growing
-
-
-class FailureKind(Enum):
-    """What the broker does about a failed commit (design, section 4)."""
-
-    FULL = "full"  # no room or read-only: go on from the database, refuse submits, come back
-    BROKEN = "broken"  # a rule of the tables broke: our bug, one message is to blame
-    BUSY = "busy"  # another process holds the lock: try again
-    FATAL = "fatal"  # nothing can be trusted: stop
 
 
 _PRIMARY_CODE = 0xFF  # SQLite's extended result codes keep the primary one in the low byte
@@ -41,7 +34,7 @@ class LostEpochError(Exception):
 
 def open_writer(path: Path) -> Engine:
     """The one engine that writes: one connection, WAL, every commit on disk before it returns."""
-    engine = create_engine(f"sqlite:///{path}", poolclass=QueuePool, pool_size=1, max_overflow=0)
+    engine = create_engine(f"sqlite:///{path}", poolclass=QueuePool, pool_size=1, max_overflow=0, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: sqlite3.Connection, entry: ConnectionPoolEntry) -> None:
@@ -74,7 +67,9 @@ def open_reader(path: Path) -> Engine:
         uri = f"file:{quote(str(path))}?mode=ro"
         return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
 
-    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, pool_size=1, max_overflow=0)
+    engine = create_engine(
+        "sqlite://", creator=connect, poolclass=QueuePool, pool_size=1, max_overflow=0, hide_parameters=True
+    )
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: sqlite3.Connection, entry: ConnectionPoolEntry) -> None:
@@ -91,7 +86,7 @@ def open_reader(path: Path) -> Engine:
 
 def kind_of(error: Exception) -> FailureKind:
     """What a failed transaction means; what is no database error is a bug of ours in making rows."""
-    plain: Any = error.orig if isinstance(error, DBAPIError) else error
+    plain: Any = error.orig if isinstance(error, StatementError) else error
     if isinstance(plain, LostEpochError | MemoryError):
         return FailureKind.FATAL
     if not isinstance(plain, sqlite3.Error):
@@ -106,5 +101,5 @@ def kind_of(error: Exception) -> FailureKind:
 
 def said(error: BaseException) -> str:
     """An error in one line, without the statement and its parameters: they hold people's texts."""
-    plain = error.orig if isinstance(error, DBAPIError) else error
+    plain = error.orig if isinstance(error, StatementError) else error
     return f"{type(plain).__name__}: {plain}"

@@ -19,6 +19,7 @@ from koubou_broker.effects import (
     StoredTask,
 )
 from koubou_broker.idempotency import submission_hash
+from koubou_broker.routing import FRAME_BYTES
 from koubou_broker.transaction import in_lists
 from koubou_common.messages.limits import BATCH_TASKS, PAGE_TASKS
 from koubou_common.messages.values import TaskState
@@ -195,7 +196,7 @@ def _worker_scores(connection: Connection, now_ms: int) -> tuple[tuple[str, int,
 def _bytes_per_token(connection: Connection, now_ms: int) -> tuple[tuple[str, float], ...]:
     metrics = schema.worker_metrics.c
     query = (
-        select(metrics.model, func.sum(metrics.prompt_length), func.sum(metrics.prompt_tokens))
+        select(metrics.model, func.sum(metrics.prompt_length + FRAME_BYTES), func.sum(metrics.prompt_tokens))
         .where(
             metrics.measured_at >= now_ms - RATIOS_MS,
             metrics.success,

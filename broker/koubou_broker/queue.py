@@ -72,8 +72,9 @@ class ReadyQueue:
     def check(self) -> None:
         """Assert that the indexes agree."""
         counted: dict[Need, int] = {}
+        entries = {need: {task_id for _, task_id in bucket} for need, bucket in self._buckets.items()}
         for task_id, need in self._needs.items():
             counted[need] = counted.get(need, 0) + 1
-            assert any(entry[1] == task_id for entry in self._buckets[need]), f"task {task_id} is in no bucket"
+            assert task_id in entries[need], f"task {task_id} is in no bucket"
         assert counted == self._sizes, "bucket sizes"
         assert set(self._buckets) == set(self._sizes), "bucket names"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, select
 
 from koubou_broker import schema
-from koubou_broker.database import FailureKind, kind_of, said
+from koubou_broker.batches import FailureKind
+from koubou_broker.database import kind_of, said
 from koubou_broker.effects import Found, Peer, Query
 from koubou_broker.lookups import find
 from koubou_broker.transaction import in_lists

@@ -14,7 +14,8 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
 from koubou_broker import schema
-from koubou_broker.database import FailureKind, kind_of, said
+from koubou_broker.batches import FailureKind
+from koubou_broker.database import kind_of, said
 from koubou_broker.statements import TERMINAL_STATES
 
 DAY_MS = 86_400_000

@@ -21,6 +21,10 @@ BYTES_PER_TOKEN_MOST = 16.0  # real text reaches 10: beyond this a prompt surely
 BYTES_PER_TOKEN_USUAL = 3.5  # for the estimate people are shown where nothing is measured
 MEASURED_MARGIN = 2.0  # a measured ratio is an average over other texts
 ANSWER_TOKENS_LEAST = 256  # of the window, kept for the answer
+# What reaches the model beside prompt and files: gemini-repo-cli's headings and instructions (some 860 bytes)
+# and the gateway's system text (some 300). Small prompts are mostly that.
+FRAME_BYTES = 1_150
+_FRAME_BYTES_A_FILE = 40  # its heading and fences, twice its name apart
 _PLACEMENT_NAMES = 8  # the winner and the next seven
 _FITS_KEPT = 1_000  # remembered combinations of what tasks ask for
 
@@ -87,9 +91,9 @@ class TaskRouter:
 
     def need_of(self, spec: NewTask, excluded: Collection[str], avoid: str) -> Need:
         """The bucket of a task."""
-        model = normal_model(spec.model) if spec.model else ""
+        model = spec.model
         fit = self._fit(model, spec.worker, spec.labels, spec.min_context)
-        size = size_bytes_of(spec)
+        size = model_bytes_of(spec)
         cramped = [worker_id for worker_id, room in fit.room_bytes if room < size]
         unfit = fit.unfit.union(cramped, excluded) if cramped or excluded else fit.unfit
         return Need(
@@ -110,11 +114,12 @@ class TaskRouter:
 
     def place(self, need: Need, now_s: float, waited_s: float) -> LiveWorker | None:
         """The worker that gets it now, if one is available and the rule does not say to wait."""
-        eligible = [worker for worker in self._workers.values() if not self.obstacle(need, worker, now_s)]
-        if need.avoid and any(worker.worker_id != need.avoid for worker in eligible):
+        # Slots first, as under load most workers have none: the rest is asked of few.
+        free = [worker for worker in self._workers.values() if worker.free]
+        available = [worker for worker in free if not self.obstacle(need, worker, now_s)]
+        if need.avoid and available and self._has_others(need, now_s):
             # Better to wait for another one than to fail on the same box again.
-            eligible = [worker for worker in eligible if worker.worker_id != need.avoid]
-        available = [worker for worker in eligible if worker.free]
+            available = [worker for worker in available if worker.worker_id != need.avoid]
         if not available:
             return None
         if need.rule >= 0:
@@ -151,12 +156,12 @@ class TaskRouter:
         for label in spec.labels:
             if label not in worker.settings.labels:
                 return f"has no label {label.key}={label.value}"
-        model = normal_model(spec.model) if spec.model else ""
+        model = spec.model
         if not worker.lists_model(model):
             return f"has no model {model}" if model else "has no default model"
         if worker.num_ctx < spec.min_context:
             return f"its window of {worker.num_ctx} tokens is below --min-context {spec.min_context}"
-        if self._room_bytes(model, worker) < size_bytes_of(spec):
+        if self._room_bytes(model, worker) < model_bytes_of(spec):
             return f"the prompt cannot fit its window of {worker.num_ctx} tokens"
         if worker.worker_id in excluded:
             return "failed on this task in a way that would repeat"
@@ -203,10 +208,23 @@ class TaskRouter:
         fit = self._fits[key] = _Fit(frozenset(unfit), tuple(room))
         return fit
 
+    def fewest_tokens(self, model: str, spec: NewTask, worker: LiveWorker) -> int:
+        """What the task's text takes at the very least on this worker."""
+        return round(model_bytes_of(spec) / self._most_bytes_a_token(model, worker))
+
     def _room_bytes(self, model: str, worker: LiveWorker) -> float:
+        return (worker.num_ctx - ANSWER_TOKENS_LEAST) * self._most_bytes_a_token(model, worker)
+
+    def _most_bytes_a_token(self, model: str, worker: LiveWorker) -> float:
         measured = self.bytes_per_token(worker.model_for(model))
-        most = min(BYTES_PER_TOKEN_MOST, measured * MEASURED_MARGIN) if measured else BYTES_PER_TOKEN_MOST
-        return (worker.num_ctx - ANSWER_TOKENS_LEAST) * most
+        return min(BYTES_PER_TOKEN_MOST, measured * MEASURED_MARGIN) if measured else BYTES_PER_TOKEN_MOST
+
+    def _has_others(self, need: Need, now_s: float) -> bool:
+        """Whether anybody but the worker to be avoided is eligible, busy or not."""
+        return any(
+            worker.worker_id != need.avoid and not self.obstacle(need, worker, now_s)
+            for worker in self._workers.values()
+        )
 
     def _is_in(self, word: str, worker: LiveWorker) -> bool:
         if word == LOCAL:
@@ -239,6 +257,11 @@ class TaskRouter:
 def size_bytes_of(spec: NewTask) -> int:
     """Bytes of prompt and files together."""
     return spec.prompt.size_bytes + sum(file.body.size_bytes for file in spec.files)
+
+
+def model_bytes_of(spec: NewTask) -> int:
+    """About how many bytes the model reads: prompt and files in their frame."""
+    return FRAME_BYTES + size_bytes_of(spec) + sum(_FRAME_BYTES_A_FILE + len(file.name) for file in spec.files)
 
 
 def largest_window(workers: Sequence[LiveWorker]) -> LiveWorker | None:

@@ -10,16 +10,16 @@ import zmq
 from sqlalchemy import Engine
 
 from koubou_broker.access import AccessControl, user_key
+from koubou_broker.batches import Failed, FailureKind
 from koubou_broker.conductor import Conductor, Parts, StopBroker
 from koubou_broker.core_settings import CoreSettings
-from koubou_broker.database import FailureKind
 from koubou_broker.effects import Now, Snapshot
 from koubou_broker.lock import Witness, write_witness
 from koubou_broker.lookups import read_snapshot
 from koubou_broker.reader import Reader
 from koubou_broker.reserve import Reserve
 from koubou_broker.sessions import RETRY_S, NoSuchPeerError, PeerFullError
-from koubou_broker.store import Failed, Store
+from koubou_broker.store import Store
 from koubou_broker.wake import Wake
 from koubou_common.messages.limits import MIB
 from koubou_common.notify import sd_notify, watchdog_interval_s

@@ -1,6 +1,6 @@
 """The statements that write, built once: every commit uses the same few."""
 
-from sqlalchemy import Table, Update, and_, bindparam, insert, not_, update
+from sqlalchemy import Table, Update, and_, bindparam, insert, not_, or_, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql.dml import Insert
 
@@ -19,7 +19,7 @@ def _upsert(table: Table, key: str) -> Insert:
 def _guarded_update() -> Update:
     """Law 6 in SQL: a row that is over changes only together with its generation."""
     columns = schema.tasks.c
-    is_over = columns.state.in_(TERMINAL_STATES)
+    is_over = or_(*(columns.state == state for state in TERMINAL_STATES))  # executemany takes no IN list
     is_same = columns.generation >= bindparam("guard_generation")
     names = [column.name for column in schema.tasks.columns]
     changing = names[names.index("state") :]

@@ -11,9 +11,21 @@ from sqlalchemy import Connection, Engine, select, update
 from sqlalchemy.exc import DBAPIError
 
 from koubou_broker import schema, statements
-from koubou_broker.database import FailureKind, LostEpochError, kind_of, said
+from koubou_broker.batches import (
+    Batch,
+    Claim,
+    Claimed,
+    Durable,
+    Entry,
+    Failed,
+    FailureKind,
+    Outcome,
+    Probed,
+    Quarantined,
+)
+from koubou_broker.database import LostEpochError, kind_of, said
 from koubou_broker.retention import Sweep
-from koubou_broker.transaction import Entry, Transaction, in_lists
+from koubou_broker.transaction import Transaction, in_lists
 from koubou_common.messages.limits import TASK_BYTES
 
 GROUP_BATCHES = 256  # batches in one transaction: bounds what one failure takes back
@@ -21,74 +33,6 @@ BUSY_TRIES = 12  # of 5 s each (busy_timeout): a minute of somebody else's lock,
 _IDLE_S = 0.5  # how long the thread sleeps at most before it looks whether a sweep is due
 
 log = logging.getLogger("koubou_broker")
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A question: which of these blobs does this principal own? They are kept for 24 hours more."""
-
-    token: int
-    principal: str
-    hashes: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Quarantined:
-    """A message that could not be stored, kept for whoever mends the bug."""
-
-    at_ms: int
-    principal: str
-    kind: str
-    message: bytes
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one turn of the loop wants written. Numbers rise; a failure ends the term it happened in."""
-
-    number: int
-    term: int
-    entries: tuple[Entry, ...] = ()
-    claims: tuple[Claim, ...] = ()
-    quarantined: Quarantined | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Durable:
-    """All batches of `term` up to `number` are on disk."""
-
-    number: int
-    term: int
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """The answer to a Claim: what is owned, with its size."""
-
-    token: int
-    owned: tuple[tuple[bytes, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Batch `number` was not written, nor will be any later one of its term."""
-
-    number: int
-    term: int
-    kind: FailureKind
-    error: str
-    entry: int  # which entry of the batch is to blame; -1: none in particular
-
-
-@dataclass(frozen=True, slots=True)
-class Probed:
-    """The answer to `probe`: whether something of some size could be written."""
-
-    is_ok: bool
-
-
-Outcome = Durable | Claimed | Failed | Probed
 
 
 @dataclass(slots=True)

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Executable, select
 
 from koubou_broker import records, rows, schema, statements
+from koubou_broker.batches import Entry, NewBlob
 from koubou_broker.rows import Values
 from koubou_common.messages.limits import CHUNK_BYTES
 
@@ -17,23 +17,6 @@ _IN_LIST = 500  # values in one IN: far below SQLite's limit of variables
 
 class ConstraintBroken(Exception):  # noqa: N818 - what broke is the name
     """The core asked for what must not be written: a bug of ours, never a peer's doing."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewBlob:
-    """Verified bytes to be kept; `owner` may refer to them later without sending them again."""
-
-    sha256: bytes
-    data: bytes
-    owner: str
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What one message wants written: the unit that is quarantined when it cannot be."""
-
-    records: tuple[records.Record, ...]
-    blobs: tuple[NewBlob, ...] = ()
 
 
 class Transaction:

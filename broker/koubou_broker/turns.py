@@ -4,10 +4,9 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from koubou_broker.batches import Batch, Claim, Entry, NewBlob, Quarantined
 from koubou_broker.effects import Effect, Lookup, Save, Send
 from koubou_broker.records import Event, Record
-from koubou_broker.store import Batch, Claim, Quarantined
-from koubou_broker.transaction import Entry, NewBlob
 from koubou_common.messages import PartStaged, ToBroker
 
 UNDURABLE_ENTRIES = 4_096  # messages whose changes wait for the disk; more: stop reading

@@ -12,6 +12,7 @@ from koubou_common.models import normal_model
 DEFAULT_NUM_CTX = 8192  # tokens; what an agent sends where workers.yaml says nothing
 _RECENT_ATTEMPTS = 100  # the success rate looks back over about so many
 _SILENT_HEARTBEATS = 3  # missed, then the worker is fed no more
+_OLD_BOOTS_KEPT = 8
 NEVER_S = float("-inf")
 
 # Failures that say nothing about the worker that reported them.
@@ -27,6 +28,7 @@ class LiveWorker:
     mode: WorkerMode = WorkerMode.ACTIVE
     session: int = 0  # 0: not connected
     boot_id: str = ""
+    old_boot_ids: tuple[str, ...] = ()  # replaced by another one: a return of one means two agents
     software: str = ""
     platform: str = ""
     last_heard_s: float = NEVER_S
@@ -139,6 +141,8 @@ class LiveWorker:
 
     def connect(self, session: int, boot_id: str, now_s: float, last_dispatch: int) -> None:
         """A new session: nothing was sent in it, numbers go on where the agent may still be."""
+        if self.boot_id not in ("", boot_id):
+            self.old_boot_ids = (*self.old_boot_ids, self.boot_id)[-_OLD_BOOTS_KEPT:]
         self.session = session
         self.boot_id = boot_id
         self.listed.clear()

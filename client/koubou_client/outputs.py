@@ -35,10 +35,15 @@ def digest_of(root: Path, name: str) -> str:
         status = path.lstat()
     except FileNotFoundError:
         return ""
+    except OSError as error:
+        raise KoubouError(Code.BAD_INPUT, f"{name}: {error.strerror}", "choose another name") from error
     if not stat.S_ISREG(status.st_mode):
         raise KoubouError(Code.BAD_INPUT, f"{name}: exists and is no ordinary file", "choose another name")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise KoubouError(Code.BAD_INPUT, f"{name}: {error.strerror}", "check that you may read it") from error
 
 
 def write_output(root: Path, name: str, data: bytes, *, expected_digest: str | None, force: bool) -> Path:

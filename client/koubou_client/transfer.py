@@ -95,6 +95,8 @@ class Fetches:
         if isinstance(message, BlobMissing):
             self._end(fetch, KoubouError(Code.NOT_FOUND, "the broker no longer has these bytes", "ask again"))
             return
+        if (message.sha256, message.index) not in self._asked:
+            return
         self._asked.discard((message.sha256, message.index))
         fetch.pieces[message.index] = message.data
         if len(fetch.pieces) < fetch.count:

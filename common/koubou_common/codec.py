@@ -1,4 +1,4 @@
-"""Bytes <-> messages: the only file that knows msgpack.
+"""Bytes <-> messages: the only file that knows how a message becomes msgpack.
 
 One message is one msgpack map: `v` (protocol version), `type` (the message's name in snake case), `epoch`
 (from the broker), and the message's fields. Nested values are maps, tuples are arrays. Unknown fields are
@@ -26,7 +26,8 @@ _VERSION = 1
 
 Decoder = Callable[[object, str], Any]
 
-_FIELD_NAMES: dict[Any, tuple[str, ...]] = {}  # filled once a class
+_TYPE_NAMES: dict[Any, str] = {}  # these three are filled once a class
+_FIELD_NAMES: dict[Any, tuple[str, ...]] = {}
 _DATACLASS_DECODERS: dict[Any, Decoder] = {}
 
 
@@ -57,7 +58,10 @@ class Envelope:
 def type_name(message: Message | type[Message]) -> str:
     """The wire name of a message: `AgentHello` -> `agent_hello`."""
     cls = message if isinstance(message, type) else type(message)
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+    name = _TYPE_NAMES.get(cls)
+    if name is None:
+        name = _TYPE_NAMES[cls] = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+    return name
 
 
 def encode(message: Message, epoch: int = 0) -> bytes:

@@ -179,6 +179,26 @@ class Workshop:
             check=False,
         )
 
+    def join_box(self, worker_id: str) -> Path:
+        """Invite a worker and let a box of its own join with the token; returns the box's home."""
+        box = self.home / "boxes" / worker_id
+        box.mkdir(parents=True, exist_ok=True, mode=0o700)
+        invited = self.ctl("workers", "invite", worker_id, "--quiet")
+        if invited.returncode != 0:
+            raise StartError(f"{worker_id} could not be invited: {invited.stderr.strip()}")
+        joined = subprocess.run(
+            [self.python, "-m", "koubou_agent", "join", "-", "--home", str(box)],
+            env={**self._environment, "KOUBOU_HOME": str(box)},
+            input=invited.stdout,
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT_S,
+            check=False,
+        )
+        if joined.returncode != 0:
+            raise StartError(f"{worker_id} could not join: {joined.stderr.strip()}")
+        return box
+
     def until(
         self, holds: Callable[[], object], process: Process | None = None, timeout_s: float = START_TIMEOUT_S
     ) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from koubou_agent.core.core import EXIT_REMOVED, HELLO_AGAIN_S
+from koubou_agent.core.core import EXIT_REMOVED
+from koubou_agent.core.session import HELLO_AGAIN_S
 from koubou_agent.effects import Exit, SpoolWrite, StartAttempt, StopAttempt, WipeCaches
 from koubou_common.errors import Code
 from koubou_common.messages import (

@@ -11,6 +11,7 @@ from koubou_common.messages import (
     Failure,
     Goodbye,
     Heartbeat,
+    Removed,
     Result,
     ResultStored,
 )
@@ -213,3 +214,36 @@ def test_a_stopping_agent_waits_a_moment_for_a_slow_broker_and_then_leaves() -> 
     effects = play.wait(0.2)
     assert only(Goodbye, sent(effects)).status.spooled == (uid(1),)
     only(Exit, effects)
+
+
+def test_a_second_request_to_stop_ends_without_waiting_for_anybody() -> None:
+    play = Play([a_success(9)])
+    play.welcomed()
+    play.hear(a_dispatch(1))
+    play.core.stop(60.0, play.now)
+    effects = play.done(play.core.stop(0.0, play.now))
+    assert only(StopAttempt, effects).attempt_uid == uid(1)
+    assert none_of(Exit, effects)
+    effects = play.spooled(1)
+    assert only(Failure, sent(effects)).error_class is ErrorClass.DRAIN
+    assert "2 outcome(s) wait in the spool" in only(Exit, effects).message
+
+
+def test_a_longer_second_request_does_not_delay_the_hand_back() -> None:
+    play = Play()
+    play.welcomed()
+    play.hear(a_dispatch(1))
+    play.core.stop(2.0, play.now)
+    play.core.stop(60.0, play.now)
+    assert play.core.next_deadline == play.now + 2.0
+    only(StopAttempt, play.wait(2.0))
+
+
+def test_a_removed_agent_that_is_stopped_says_nothing_more() -> None:
+    play = Play()
+    play.welcomed(slots=1)
+    play.hear(a_dispatch(1))
+    play.hear(a_dispatch(2))
+    play.hear(Removed())
+    assert play.core.stop(0.0, play.now) == []
+    assert play.core.next_deadline is None

@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 
+from koubou_broker.batches import Claim, Claimed, NewBlob
 from koubou_broker.blobs import PULLS, STALL_S, Ask, Grants, Intake, Keep, Ready, Refuse
 from koubou_broker.bodies import BodyCache, to_be_inline, without_bytes
 from koubou_broker.core_settings import Limits
 from koubou_broker.effects import Peer
-from koubou_broker.store import Claim, Claimed
-from koubou_broker.transaction import NewBlob
 from koubou_common.codec import encode
 from koubou_common.errors import Code
 from koubou_common.messages import BlobChunk, BlobGet, BlobMissing, Dispatch, Submit
@@ -96,7 +95,8 @@ def test_later_submissions_of_a_session_wait_their_turn_and_others_do_not() -> N
     (other,) = intake.receive(MIKA, 2, a_submit("elsewhere"), 0.0)
     assert isinstance(other, Ready)
     steps = [step for index in range(5) for step in intake.chunk(1, a_chunk(LARGE, index), 1.0)]
-    assert [step.message.request_id for step in steps if isinstance(step, Ready)] == ["r-first", "r-second"]
+    ready = [step.message for step in steps if isinstance(step, Ready)]
+    assert [getattr(message, "request_id", "") for message in ready] == ["r-first", "r-second"]
 
 
 def test_a_repeated_request_is_not_pulled_for_twice() -> None:

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from koubou_broker.batches import Entry
+from koubou_broker.database import open_writer
 from koubou_broker.records import Audit, BodyRef, Parked, Submission
 from koubou_broker.retention import DAY_MS, STEP_TASKS, Keep, Sweep
-from koubou_broker.transaction import Entry
+from koubou_broker.wake import Wake
 from koubou_common.messages.values import TaskState
 from support.store_play import (
     START_MS,
@@ -56,9 +58,6 @@ def prepared(path: Path, *entries: Entry) -> None:
 
 def reopened(path: Path) -> StorePlay:
     """The same database without a store thread: the sweep has the writer for itself."""
-    from koubou_broker.database import open_writer
-    from koubou_broker.wake import Wake
-
     return StorePlay(path, open_writer(path), None, Wake())  # type: ignore[arg-type] # no store is running
 
 

@@ -189,7 +189,7 @@ def test_a_placement_names_the_winner_the_next_and_the_reasons() -> None:
     text = bench.router.placement(a_new_task(priority=9), (), "", winner, 0.0)
     assert text == (
         "priority 8-10: local (fast first); w7 270 > w6 260 > w5 250 > w4 240 > w3 230 > w2 220 > w1 210 > w0 200;"
-        " not: 1 paused, 1 busy: 1 of 1 slots in use"
+        " not: 1 busy: 1 of 1 slots in use, 1 paused"
     )
 
 

@@ -144,6 +144,7 @@ def test_on_a_full_disk_submissions_are_refused_and_taken_again_when_there_is_ro
         assert client.ask(GetTasks("g", (first,)), Tasks).tasks[0].state is TaskState.QUEUED
         limit["pages"] = PAGES_MAX
         taken = eventually(lambda: _submitted(client), what="submissions are taken again")
+        assert taken
         assert taken.tasks[0].task_id == first + 1
         eventually(reserve.exists, what="the reserve is held again")
         status = client.ask(GetStatus("s"), Status)

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
-from koubou_broker.database import FailureKind
+from koubou_broker.batches import Claim, Claimed, Durable, Entry, Failed, FailureKind, Quarantined
 from koubou_broker.effects import StoredTask
 from koubou_broker.idempotency import submission_hash
 from koubou_broker.records import Audit, BodyRef, Parked, Submission
-from koubou_broker.store import Claim, Claimed, Durable, Failed, Quarantined
-from koubou_broker.transaction import OWNED_BYTES, Entry
+from koubou_broker.routing import FRAME_BYTES
+from koubou_broker.transaction import OWNED_BYTES
 from koubou_common.errors import ErrorClass
 from koubou_common.messages.values import AttemptState, Metrics, TaskState
 from support.store_play import (
@@ -67,7 +67,7 @@ def test_what_is_stored_comes_back_in_a_snapshot(path: Path) -> None:
     assert snapshot.principals == (a_principal(),)
     assert snapshot.submission_hashes == {submission_hash("mika", "key-1")}
     assert snapshot.worker_scores == (("lan_001", 1, 0),)
-    assert snapshot.bytes_per_token == (("gpt-oss:20b", 4.0),)
+    assert snapshot.bytes_per_token == (("gpt-oss:20b", (400 + FRAME_BYTES) / 100),)
     assert (snapshot.next_task_id, snapshot.next_batch_id, snapshot.next_event_seq) == (2, 1, 2)
 
 
@@ -107,6 +107,26 @@ def test_a_terminal_state_never_changes(path: Path, shares_transaction: bool) ->
         assert failed.kind is FailureKind.BROKEN
         assert failed.entry == (1 if shares_transaction else 0)
         assert play.rows("SELECT state FROM tasks") == [("cancelled",)]
+
+
+def test_many_tasks_change_together_and_one_that_is_over_stops_them_all(path: Path) -> None:
+    running = Entry(tuple(a_progress(number, TaskState.RUNNING, attempts=1) for number in (1, 2, 3)))
+    with a_store(path) as play:
+        play.write(*(a_submitted_task(number) for number in (1, 2, 3)))
+        play.write(running)
+        play.write(Entry((a_progress(2, TaskState.CANCELLED),)))
+        assert play.fail(running).kind is FailureKind.BROKEN
+        assert play.rows("SELECT state FROM tasks ORDER BY task_id") == [("running",), ("cancelled",), ("running",)]
+
+
+def test_an_error_quotes_nobodys_texts(path: Path) -> None:
+    with a_store(path) as play:
+        play.write(a_submitted_task(1))
+        failed = play.fail(
+            Entry((a_task(1, target="secret plans"), a_progress(1), an_event(9))), Entry((), (a_blob(b"hello"),))
+        )
+        assert failed.kind is FailureKind.BROKEN
+        assert "secret plans" not in failed.error
 
 
 def test_a_retry_opens_an_ended_task_again(path: Path) -> None:

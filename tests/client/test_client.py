@@ -11,7 +11,7 @@ from koubou_client.client import Client
 from koubou_client.futures import TaskFailedError
 from koubou_client.tasks import draft_task
 from koubou_common.errors import Code, ErrorClass, KoubouError
-from koubou_common.messages import Cancel, GetTasks, Submit, Watch
+from koubou_common.messages import Cancel, Error, GetTasks, Submit, Watch
 from koubou_common.messages.limits import CHUNK_BYTES, PAGE_TASKS, PART_TASKS
 from koubou_common.messages.values import TaskState
 from support.fake_workshop import FakeWorkshop
@@ -96,7 +96,7 @@ def test_the_standard_library_waits_for_our_futures(workshop: FakeWorkshop, clie
     futures = [client.submit(f"task {number}") for number in range(3)]
     for future in reversed(futures):
         workshop.succeed(future.id)
-    assert {future.id for future in as_completed(futures, LONG_S)} == {future.id for future in futures}
+    assert set(as_completed(futures, LONG_S)) == set(futures)
 
 
 def test_waiting_for_any_ends_with_the_first(workshop: FakeWorkshop, client: Client) -> None:
@@ -165,8 +165,6 @@ def test_futures_of_a_broker_that_stays_away_fail_and_say_so(workshop: FakeWorks
 
 
 def test_a_watch_that_is_refused_ends_its_futures(workshop: FakeWorkshop, client: Client) -> None:
-    from koubou_common.messages import Error  # noqa: PLC0415 - only here
-
     workshop.hook = lambda message: (
         [Error(Code.NOT_AUTHORISED, "not for you", "", message.request_id)] if isinstance(message, Watch) else None
     )

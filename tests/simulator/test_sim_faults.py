@@ -170,6 +170,10 @@ def test_replies_that_are_not_ollamas(stage: Stage) -> None:
     result = stage.finish(stage.ask(MODEL))
     assert (result.status, result.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     assert result.body.startswith("<html>")
+    assert [(logged.ended, logged.status) for logged in stage.sim.requests] == [
+        ("fault invalid_json", 200),
+        ("fault html", 200),
+    ]
     for status in (302, 307):
         stage.sim.faults.add(Fault(FaultKind.REDIRECT, status=status, text="http://127.0.0.1:1/x"))
         result = stage.finish(stage.ask(MODEL))

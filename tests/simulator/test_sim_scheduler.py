@@ -184,6 +184,34 @@ def test_keep_alive_unloads_after_the_last_answer_not_after_the_first() -> None:
         assert loaded(stage) == []
 
 
+def test_a_model_is_not_unloaded_while_it_answers_longer_than_its_keep_alive() -> None:
+    with a_stage([ONE]) as stage:
+        stage.answer(stage.ask(ONE.name, "", keep_alive="2s"))
+        call = stage.ask(ONE.name, "[[sim: length=99]]")
+        stage.advance(8)
+        assert loaded(stage) == [ONE.name]
+        assert stage.answer(call)["eval_count"] == 100
+        stage.advance(2.5)
+        assert loaded(stage) == []
+
+
+def test_a_client_that_leaves_gives_its_model_back_even_while_its_prompt_is_being_read() -> None:
+    with a_stage([ONE, TWO], SimSettings(max_loaded=1)) as stage:
+        stage.answer(stage.ask(ONE.name, ""))
+        call = stage.ask(ONE.name, "x" * 7000)  # 20 s of reading
+        stage.advance(1)
+        stage.hang_up(call)
+        assert stage.sim.state()["loaded"][0]["active"] == 1  # type: ignore[index]
+        stage.answer(stage.ask(TWO.name, ""))
+        assert stage.now_s() == pytest.approx(3.0)
+
+
+def test_a_fraction_for_a_window_is_cut() -> None:
+    with a_stage([ONE]) as stage:
+        stage.answer(stage.ask(ONE.name, "", options={"num_ctx": 512.9}))
+        assert stage.sim.scheduler.loads == [(ONE.name, 512)]
+
+
 def test_keep_alive_zero_unloads_when_the_answer_is_given() -> None:
     with a_stage([ONE]) as stage:
         call = stage.ask(ONE.name, TEN_TOKENS, keep_alive=0)

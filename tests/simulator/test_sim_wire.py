@@ -57,6 +57,7 @@ def test_one_connection_carries_many_requests(connection: http.client.HTTPConnec
 
 
 def test_a_body_of_16_mib_is_read(connection: http.client.HTTPConnection) -> None:
+    connection.timeout = 60  # five million tokens are counted: seconds on a busy machine
     body = json.dumps({"model": MODEL, "prompt": "x" * (16 << 20), "truncate": False, "stream": False})
     connection.request("POST", "/api/generate", body)
     reply = connection.getresponse()

@@ -86,7 +86,7 @@ class FakeWorkshop:
         self.status: Status | None = None
         self.plan = Plan("gpt-oss:20b", 12, "rule 1 of 1", (Candidate("lan_001", True, True, 130.0, ""),), "")
         self.hook: Hook | None = None  # first word on every message; None: as usual
-        self.on_submit: Callable[["FakeWorkshop", list[int]], None] = lambda workshop, ids: None
+        self.on_submit: Callable[[FakeWorkshop, list[int]], None] = lambda workshop, ids: None
         self.chunks_given = 0
         self._sessions: set[bytes] = set()
         self._submissions: dict[str, Submitted] = {}
@@ -120,7 +120,9 @@ class FakeWorkshop:
             return [message for message in self.received if isinstance(message, kind)]
 
     def await_heard(self, kind: type[Kind], count: int = 1) -> list[Kind]:
-        return eventually(lambda: (found := self.heard(kind)) and len(found) >= count and found, what=kind.__name__)
+        """The messages of a kind, as soon as there are so many."""
+        eventually(lambda: len(self.heard(kind)) >= count, what=kind.__name__)
+        return self.heard(kind)
 
     def start(self, task_id: int, worker_id: str = "lan_001") -> None:
         task = self.tasks[task_id]
@@ -249,6 +251,8 @@ class FakeWorkshop:
                 self._watches[sender, message.request_id] = set(wanted)
                 marks = tuple(self._mark(task_id) for task_id in wanted)
                 self._say(sender, Watching(message.request_id, marks, missing))
+            case Cancel() | Retry() if not message.task_ids and not self._named(message):
+                self._say(sender, Error(Code.NOT_FOUND, "there is no such batch", "", message.request_id))
             case Cancel():
                 changes = tuple(self._cancel(task_id) for task_id in self._named(message))
                 self._say(sender, Changes(message.request_id, changes, self._missing(message.task_ids)))

@@ -8,13 +8,13 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, event
 
 from koubou_broker import migrate, records
+from koubou_broker.batches import Batch, Durable, Entry, Failed, NewBlob, Outcome
 from koubou_broker.database import open_reader, open_writer
 from koubou_broker.effects import Snapshot
 from koubou_broker.lookups import read_snapshot
 from koubou_broker.retention import Keep, Sweep
 from koubou_broker.statements import PUT_META
-from koubou_broker.store import Batch, Durable, Failed, Outcome, Store
-from koubou_broker.transaction import Entry, NewBlob
+from koubou_broker.store import Store
 from koubou_broker.wake import Wake
 from koubou_common.messages.values import AttemptState, Body, File, Label, Metrics, Option, Role, TaskState, WorkerMode
 from support.waiting import eventually

@@ -7,6 +7,7 @@ from typing import assert_never
 
 from koubou_agent.core.attempts import Attempts, Held
 from koubou_agent.core.deliveries import Deliveries, to_message
+from koubou_agent.core.session import Session
 from koubou_agent.effects import (
     Effect,
     Exit,
@@ -45,13 +46,10 @@ from koubou_common.messages.values import (
     WorkerMode,
 )
 
-HELLO_AGAIN_S = 5.0  # an unanswered Hello is repeated
-HELLO_SOONEST_S = 1.0  # a broker that answers every message with hello_required gets one Hello a second
 VERSION_AGAIN_S = 60.0  # a broker without a common protocol version changes by an upgrade only
 FAREWELL_S = 3.0  # what a stopping agent waits for the broker to store its last outcomes
 SLOTS_UNKNOWN = 256  # free slots said before the first Welcome: the broker's own count is the smaller one
 SPOOLED_MOST = 5_000  # outcomes kept before no more work is taken; a status lists at most 10,000
-LATENCY_MOST_MS = 60_000  # an echo older than this is of another session
 EXIT_REMOVED = 4  # not authorised any more
 
 _HANDED_BACK = "handed back: the agent is stopping"
@@ -79,20 +77,9 @@ class AgentCore:
         self._said_health: AgentHealth | None = None  # in this session
         self._spool_problem = ""
         self._releasing = 0
-        self._epoch = 0
-        self._connected = False
-        self._session: int | None = None  # the broker's number, between Welcome and the connection's end
-        self._last_session = (0, 0)  # epoch and number
-        self._last_dispatch = 0
+        self._session = Session(now)
         self._worker: WorkerConfig | None = None
         self._mode = WorkerMode.ACTIVE
-        self._heartbeat_s = 5.0
-        self._lease_s = 30.0
-        self._hello_at_s = now
-        self._hello_said_s = now - HELLO_SOONEST_S
-        self._heartbeat_at_s = now
-        self._heard_s = now
-        self._latency_ms = 0
         self._stop_at_s: float | None = None
         self._farewell_at_s: float | None = None
         self._over = False
@@ -103,42 +90,39 @@ class AgentCore:
         """The link has a new connection to the broker."""
         if self._over:
             return []
-        self._connected = True
-        self._session = None
+        self._session.connected()
         return self._hello(now)
 
     def disconnected(self, now: float) -> list[Effect]:
         """The connection is gone; what runs goes on running."""
-        self._connected = False
-        self._session = None
+        self._session.disconnected()
         return self._settle(now)
 
     def receive(self, message: ToAgent, epoch: int, now: float) -> list[Effect]:
         """A message of the broker's term `epoch`; those of an earlier term are ignored."""
-        if self._over or not self._connected or epoch < self._epoch:
+        session = self._session
+        if self._over or not session.is_connected or epoch < session.epoch:
             return []
         effects: list[Effect] = []
-        if epoch > self._epoch:
-            self._epoch = epoch
-            if self._session is not None and not isinstance(message, Welcome | Removed):
-                self._session = None  # another broker process: it does not know this session
+        if epoch > session.epoch:
+            session.epoch = epoch
+            if session.is_open and not isinstance(message, Welcome | Removed):
+                session.forgotten(now)  # another broker process: it does not know this session
                 effects += self._hello(now)
-        self._heard_s = now
+        session.heard(now)
         match message:
             case Welcome():
                 effects += self._welcome(message, now)
             case Dispatch():
                 effects += self._dispatch(message)
             case Abort():
-                effects += self._abort(message)
+                effects += self._abort(message, now)
             case ResultStored(uid, disposition):
                 if self._deliveries.remove(uid):
                     effects.append(SpoolDelete(uid))
                     effects.append(Log(logging.INFO, f"attempt={uid} outcome stored: {disposition}"))
             case HeartbeatAck(sent_ms, mode):
-                latency_ms = int(now * 1000) - sent_ms
-                if 0 <= latency_ms <= LATENCY_MOST_MS:
-                    self._latency_ms = latency_ms
+                session.echoed(sent_ms, now)
                 effects += self._set_mode(mode)
             case Removed():
                 return effects + self._removed()
@@ -162,7 +146,7 @@ class AgentCore:
         if held is None or self._over:
             return []
         if held.aborted is not None and not _wanted_although_aborted(held.aborted, outcome):
-            self._heartbeat_at_s = now  # the broker learns by its absence that the slot is free
+            self._session.heartbeat_at_s = now  # the broker learns by its absence that the slot is free
             return self._settle(now)
         if outcome is None:
             outcome = Failed(uid, ErrorClass.AGENT_ERROR, "the attempt ended without an outcome")
@@ -188,17 +172,21 @@ class AgentCore:
     def releasing(self, calls: int, now: float) -> list[Effect]:
         """How many calls of ended attempts still keep Ollama busy: their slots are not free yet."""
         if calls < self._releasing:
-            self._heartbeat_at_s = now
+            self._session.heartbeat_at_s = now
         self._releasing = calls
         return self._settle(now)
 
     def stop(self, grace_s: float, now: float) -> list[Effect]:
         """Asked to end: finish within `grace_s`, then hand back; asked again, `grace_s` bounds all of it."""
-        if self._stop_at_s is not None:
-            self._farewell_at_s = now + grace_s  # asked again: no more waiting for the broker either
-        stop_at_s = now + grace_s
-        self._stop_at_s = stop_at_s if self._stop_at_s is None else min(stop_at_s, self._stop_at_s)
-        self._heartbeat_at_s = now
+        if self._over:
+            return []
+        end_s = now + grace_s
+        if self._stop_at_s is None:
+            self._stop_at_s = end_s
+        else:
+            self._stop_at_s = min(end_s, self._stop_at_s)
+            self._farewell_at_s = end_s if self._farewell_at_s is None else min(end_s, self._farewell_at_s)
+        self._session.heartbeat_at_s = now
         return self._hand_back_waiting(_HANDED_BACK) + self._settle(now)
 
     def tick(self, now: float) -> list[Effect]:
@@ -210,29 +198,26 @@ class AgentCore:
         """When `tick` has something to do; None: only when something happens."""
         if self._over:
             return None
-        times = [self._deliveries.next_write_s(), self._farewell_at_s]
-        if self._farewell_at_s is None:
-            times.append(self._stop_at_s)
-        if self._session is not None:
-            times += [self._heartbeat_at_s, self._heard_s + self._lease_s, self._deliveries.next_send_s()]
-        elif self._connected:
-            times.append(self._hello_at_s)
+        times = [self._session.next_deadline(), self._deliveries.next_write_s()]
+        if self._session.is_open:
+            times.append(self._deliveries.next_send_s())
+        times.append(self._stop_at_s if len(self._attempts) else self._farewell_at_s)
         return min((time for time in times if time is not None), default=None)
 
     @property
     def epoch(self) -> int:
         """The broker's term; what comes from an earlier one is ignored."""
-        return self._epoch
+        return self._session.epoch
 
     @property
     def worker(self) -> WorkerConfig | None:
         """The worker's settings, while there is a session."""
-        return self._worker if self._session is not None else None
+        return self._worker if self._session.is_open else None
 
     @property
     def summary(self) -> str:
         """One line for the service manager and the log."""
-        broker = "connected" if self._session is not None else "no broker"
+        broker = "connected" if self._session.is_open else "no broker"
         state = "stopping" if self._stop_at_s is not None else str(self._mode)
         return f"{broker}, {state}, {len(self._attempts)} running, {len(self._deliveries)} to deliver"
 
@@ -242,14 +227,14 @@ class AgentCore:
             running=self._attempts.progress(),
             spooled=tuple(self._deliveries),
             free_slots=self._free_slots(),
-            last_dispatch=self._last_dispatch,
+            last_dispatch=self._session.last_dispatch,
         )
 
     def check(self) -> None:
         """Assert what must hold between any two calls."""
         held = {item.dispatch.attempt_uid for item in self._attempts}
         assert not held & set(self._deliveries), "an attempt both runs and has ended"
-        assert self._session is None or self._connected, "a session without a connection"
+        assert self._session.is_connected or not self._session.is_open, "a session without a connection"
         assert self._free_slots() >= 0, "negative free slots"
         assert not (self._stop_at_s is not None and self._attempts.waiting()), "waits although stopping"
         if self._stop_at_s is not None or self._deliveries.in_memory:
@@ -262,25 +247,18 @@ class AgentCore:
 
     def _welcome(self, message: Welcome, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        if (self._epoch, message.session) != self._last_session:
-            self._last_session = (self._epoch, message.session)
-            self._last_dispatch = 0
-        if self._session is None:
+        if not self._session.is_open:
             self._deliveries.restart(now)
             effects.append(Log(logging.INFO, f"agent={message.worker.worker_id} welcome, session={message.session}"))
-        self._session = message.session
+        self._session.welcome(message, now)
         self._worker = message.worker
-        self._heartbeat_s = message.heartbeat_s
-        self._lease_s = message.lease_s
-        # The Hello said all; but for free slots, which it could not know before the worker's settings.
-        self._heartbeat_at_s = now + self._heartbeat_s
         return effects + self._set_mode(message.mode)
 
     def _dispatch(self, message: Dispatch) -> list[Effect]:
-        if message.session != self._session:
+        if message.session != self._session.number:
             return []  # of a session that is over: the broker took it back when the next one began
         uid = message.attempt_uid
-        self._last_dispatch = max(self._last_dispatch, message.number)
+        self._session.last_dispatch = max(self._session.last_dispatch, message.number)
         if self._attempts.was_here(uid) or uid in self._deliveries:
             return []
         self._attempts.add(message)
@@ -288,7 +266,7 @@ class AgentCore:
             return self._hand_back_waiting(_HANDED_BACK)
         return [Log(logging.INFO, f"task={message.task_id} attempt={uid} received")]
 
-    def _abort(self, message: Abort) -> list[Effect]:
+    def _abort(self, message: Abort, now: float) -> list[Effect]:
         held = self._attempts.get(message.attempt_uid)
         if held is None or held.aborted is not None:
             return []  # a spooled outcome stays until ResultStored, whatever became of the task
@@ -299,7 +277,7 @@ class AgentCore:
             held.aborted = message.reason
             return [*effects, StopAttempt(message.attempt_uid, None, str(message.reason))]
         self._attempts.end(message.attempt_uid)
-        self._heartbeat_at_s = self._heard_s
+        self._session.heartbeat_at_s = now
         return effects
 
     def _set_mode(self, mode: WorkerMode) -> list[Effect]:
@@ -318,12 +296,10 @@ class AgentCore:
 
     def _error(self, message: Error, now: float) -> list[Effect]:
         if message.code is Code.HELLO_REQUIRED:
-            self._session = None
-            self._hello_at_s = max(now, self._hello_said_s + HELLO_SOONEST_S)
+            self._session.forgotten(now)
             return []
         if message.code is Code.VERSION:
-            self._session = None
-            self._hello_at_s = now + VERSION_AGAIN_S
+            self._session.forgotten(now + VERSION_AGAIN_S)
         return [Log(logging.WARNING, f"the broker says: {message.message} {message.hint}".rstrip())]
 
     # What follows from whatever happened.
@@ -337,20 +313,18 @@ class AgentCore:
         if not self._deliveries.in_memory:
             self._spool_problem = ""
         effects += [SpoolWrite(outcome) for outcome in self._deliveries.to_write(now)]
-        if self._session is not None and now - self._heard_s >= self._lease_s:
-            self._session = None  # connected, yet silent: ask who is there
-            self._hello_at_s = now
-        if self._session is not None:
+        if self._session.is_silent(now):
+            self._session.forgotten(now)  # connected, yet silent: ask who is there
+        if self._session.is_open:
             effects += [Send(to_message(outcome, self.status())) for outcome in self._deliveries.to_send(now)]
-            if now >= self._heartbeat_at_s or self._said_health != self._health():
+            if now >= self._session.heartbeat_at_s or self._said_health != self._health():
                 effects.append(Send(self._heartbeat(now)))
-        elif self._connected and now >= self._hello_at_s:
+        elif self._session.is_connected and now >= self._session.hello_at_s:
             effects += self._hello(now)
         return effects + self._finish(now)
 
     def _hello(self, now: float) -> list[Effect]:
-        self._hello_said_s = now
-        self._hello_at_s = now + HELLO_AGAIN_S
+        self._session.hello_said(now)
         self._said_health = self._health()
         settings = self._settings
         return [
@@ -372,8 +346,8 @@ class AgentCore:
         health = self._health()
         news = health if health != self._said_health else None
         self._said_health = health
-        self._heartbeat_at_s = now + self._heartbeat_s
-        return Heartbeat(int(now * 1000), self._latency_ms, self.status(), news)
+        self._session.heartbeat_said(now)
+        return Heartbeat(int(now * 1000), self._session.latency_ms, self.status(), news)
 
     def _keep(self, outcome: Outcome) -> list[Effect]:
         self._deliveries.add(outcome)
@@ -417,9 +391,9 @@ class AgentCore:
             return []
         if self._farewell_at_s is None:
             self._farewell_at_s = now + FAREWELL_S
-        if len(self._deliveries) and self._connected and now < self._farewell_at_s:
+        if len(self._deliveries) and self._session.is_connected and now < self._farewell_at_s:
             return []
-        effects: list[Effect] = [Send(Goodbye(self.status()))] if self._session is not None else []
+        effects: list[Effect] = [Send(Goodbye(self.status()))] if self._session.is_open else []
         self._over = True
         left = len(self._deliveries)
         lost = self._deliveries.in_memory

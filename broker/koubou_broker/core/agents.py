@@ -230,12 +230,11 @@ class Agents:
         now_s = state.now.mono_s
         old = worker.session
         if old and old != session.session:
-            lately = now_s - worker.last_heard_s < state.settings.heartbeat_s
-            if lately and worker.boot_id != message.boot_id:
-                text = f"two agents use the key of {worker.worker_id} in turn: only the newest gets work"
-                state.alert(f"twice:{worker.worker_id}", text)
             state.close_session(old)
             state.emit(Close(old))
+        if message.boot_id in worker.old_boot_ids:
+            text = f"two agents use the key of {worker.worker_id} in turn: only the newest gets work"
+            state.alert(f"twice:{worker.worker_id}", text)
         worker.connect(session.session, message.boot_id, now_s, message.status.last_dispatch)
         for attempt in self._held(worker):
             # Dispatches of earlier sessions are dropped on arrival: what is not listed never will be.

@@ -7,7 +7,7 @@ from koubou_broker.core.lifecycle import Lifecycle
 from koubou_broker.core.state import State
 from koubou_broker.effects import FindAttempt, Found
 from koubou_broker.records import Attempt, BodyRef, Parked, WorkerMetric
-from koubou_broker.routing import size_bytes_of
+from koubou_broker.routing import model_bytes_of, size_bytes_of
 from koubou_broker.task import LiveAttempt, Task, charge, forgive, judge
 from koubou_broker.timers import Timer
 from koubou_broker.workers import LiveWorker
@@ -39,17 +39,19 @@ class Attempts:
     def dispatch_ready(self) -> None:
         """Give out what can go now: the most urgent first, then first in, first out."""
         state = self._state
-        if not len(state.queue) or not any(worker.free for worker in state.workers.values()):
+        room = sum(worker.free for worker in state.workers.values()) if len(state.queue) else 0
+        if not room:
             return
         heads = state.queue.heads()
         now_s = state.now.mono_s
-        while heads:
+        while heads and room:
             _, task_id, need = heapq.heappop(heads)
             task = state.tasks[task_id]
             worker = state.router.place(need, now_s, now_s - task.ready_since_s)
             if worker is None:
                 continue  # nor is there a place for the rest of this bucket
             self._dispatch(task, worker)
+            room -= 1
             head = state.queue.head(need)
             if head is not None:
                 heapq.heappush(heads, head)
@@ -290,7 +292,7 @@ class Attempts:
         if tokens < _MEASURED_TOKENS_LEAST or not message.model:
             return
         router = self._state.router
-        seen = size_bytes_of(task.spec) / tokens
+        seen = model_bytes_of(task.spec) / tokens
         before = router.bytes_per_token(message.model)
         router.measured(message.model, before + _MEASURED_WEIGHT * (seen - before) if before else seen)
 

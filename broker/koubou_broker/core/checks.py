@@ -2,7 +2,7 @@
 
 from koubou_broker.core.state import Refusal, State
 from koubou_broker.records import BodyRef, NewTask
-from koubou_broker.routing import BYTES_PER_TOKEN_MOST, largest_window, size_bytes_of
+from koubou_broker.routing import largest_window, size_bytes_of
 from koubou_broker.workers import LiveWorker
 from koubou_common.errors import Code
 from koubou_common.messages.limits import PRIORITY_HIGHEST, PRIORITY_LOWEST
@@ -177,10 +177,10 @@ def _check_window(state: State, task: NewTask, workers: list[LiveWorker]) -> Non
     largest = largest_window(cramped)
     if largest is None:
         return
-    size = size_bytes_of(task)
+    size, tokens = size_bytes_of(task), state.router.fewest_tokens(task.model, task, largest)
     raise Refusal(
         Code.CONTEXT_TOO_SMALL,
-        f"the prompt and its files ({size:,} bytes, at least {round(size / BYTES_PER_TOKEN_MOST):,} tokens) surely"
+        f"the prompt and its files ({size:,} bytes, at least {tokens:,} tokens) surely"
         f" cannot fit the largest window there is: num_ctx {largest.num_ctx:,} on {largest.worker_id}",
         "send fewer files, split the task, or raise num_ctx of a worker in workers.yaml",
     )

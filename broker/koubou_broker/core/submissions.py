@@ -8,7 +8,7 @@ from koubou_broker.core.state import Refusal, Session, Staged, State
 from koubou_broker.effects import FindSubmission, Found
 from koubou_broker.idempotency import submission_digest, submission_hash
 from koubou_broker.records import NewTask, Submission
-from koubou_broker.routing import size_bytes_of
+from koubou_broker.routing import model_bytes_of
 from koubou_broker.task import Task
 from koubou_common.errors import Code
 from koubou_common.messages import PartStaged, Preview, Submit, Submitted
@@ -211,7 +211,7 @@ class Submissions:
             plans.append(
                 Plan(
                     model=model,
-                    prompt_tokens=state.router.estimate_tokens(model, size_bytes_of(task)),
+                    prompt_tokens=state.router.estimate_tokens(model, model_bytes_of(task)),
                     rule=state.router.rule_text(state.router.rule_of(task.priority))[:2_000],
                     candidates=tuple(candidates[:most]),
                     refusal=refusal[:2_000],

@@ -35,8 +35,6 @@ def tell(output: Output, changes: Sequence[Change], done: str) -> None:
     if len(changes) > _LINES_SHOWN:
         changed = sum(one.changed for one in changes)
         output.say(f"… in all {changed} of {len(changes)} tasks: {done}")
-    if not changes:
-        output.say("nothing to do: no task of it is in such a state")
 
 
 def _unchanged(change: Change) -> str:

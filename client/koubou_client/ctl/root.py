@@ -10,6 +10,7 @@ from typing import NoReturn
 import click
 
 from koubou_client.ctl.output import DETACHED, OK, USAGE, Output, exit_code_of
+from koubou_common.did_you_mean import did_you_mean
 from koubou_common.errors import Code, KoubouError
 
 # name -> (module below this package, one line for --help); in the order a newcomer meets them
@@ -66,6 +67,16 @@ class LazyGroup(click.Group):
         command = importlib.import_module(f"koubou_client.ctl.{module}").command
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command named first, or a usage error with the name that was probably meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            hint = did_you_mean(args[0], COMMANDS)
+            raise click.UsageError(f"{error.message} {hint}".rstrip(), ctx) from error
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; click would call a reader that has enough (`| head`) a failure."""

@@ -27,7 +27,8 @@ def command(output: Output, task_ids: tuple[str, ...], for_any: bool, wait_timeo
         marks = waiter.wait(for_all=not for_any, timeout_s=wait_timeout)
         ended_ids = {mark.task_id for mark in marks}
         tasks = client.tasks(task_ids=[one for one in wanted if one in ended_ids], most=len(marks))
-    tasks.sort(key=lambda task: wanted.index(task.task_id) if len(wanted) < 1_000 else task.task_id)
+    place = {task_id: number for number, task_id in enumerate(wanted)}
+    tasks.sort(key=lambda task: place[task.task_id])
     if output.as_json:
         output.data([task_json(task) for task in tasks])
     elif for_any:

@@ -27,6 +27,7 @@ class Outcome:
     """What came of a request, for the log."""
 
     ended: str
+    status: int = 200
     prompt_tokens: int = 0
     output_tokens: int = 0
 
@@ -39,6 +40,9 @@ class _Part:
     thinking: str = ""
     done: Done | None = None
     null_text: bool = False
+
+
+Note = Callable[[Outcome], None]
 
 
 def refuse(reply: Reply, refusal: Refusal, *, stream: bool) -> None:
@@ -75,16 +79,19 @@ class Generation:
         self._faults = faults
         self._seed = seed
 
-    def answer(self, asked: Asked, shape: str, reply: Reply, connection: Connection) -> Outcome:
-        """Raises Gone when the client leaves, Refusal for what Ollama answers with an error."""
+    def answer(self, asked: Asked, shape: str, reply: Reply, connection: Connection, note: Note) -> None:
+        """Raises Gone when the client leaves, Refusal for what Ollama answers with an error.
+
+        `note` gets the outcome before the client can have seen the end.
+        """
         began_s = self._world.now_s()
         model = self._model(asked.model)
         prompt = asked.prompt
-        writer = _Writer(asked, shape, reply)
+        writer = _Writer(asked, shape, reply, note)
         if not prompt and asked.keep_alive_s == 0:
             self._scheduler.expire(model)
             writer.only("unload")
-            return Outcome("unload")
+            return
         if asked.raw and asked.system:
             raise Refusal(400, "raw mode does not support template, system, or context")
         think = _thinking(asked, model)
@@ -98,12 +105,12 @@ class Generation:
             loaded_s = self._world.now_s()
             if not prompt:
                 writer.only("load")
-                return Outcome("load")
+                return
             try:
                 work = _Work(asked, model, _rendered(asked, model, prompt), think, lease.runner, connection)
-                return self._generate(work, writer, _Total(began_s, loaded_s, self._world.now_s))
+                self._generate(work, writer, _Total(began_s, loaded_s, self._world.now_s))
             except Refusal as refusal:
-                return writer.fail(refusal)
+                writer.fail(refusal)
         finally:
             lease.release()
 
@@ -117,7 +124,7 @@ class Generation:
             raise not_found(name)
         return model
 
-    def _generate(self, work: "_Work", writer: "_Writer", total: "_Total") -> Outcome:
+    def _generate(self, work: "_Work", writer: "_Writer", total: "_Total") -> None:
         asked, engine = work.asked, work.model.engine
         seed = checked_options(asked.options).get("seed")
         ask = Ask(
@@ -138,18 +145,17 @@ class Generation:
             gone=work.connection.left,
         )
         said: list[str] = []
-        prompt_tokens, output_tokens = len(ask.tokens), 0
+        output_tokens = 0
         for part in self._parts(job, work, self._ending_fault(work)):
             said += [part.thinking, part.text]
             if part.done is None:
                 output_tokens += 1
                 writer.part(part, None)
                 continue
-            prompt_tokens, output_tokens = part.done.prompt_tokens, part.done.output_tokens
             context = None if asked.raw else engine.tokenize(work.prompt + "".join(said))
             writer.part(part, total.metrics(part.done, context))
-        writer.finish()
-        return Outcome("answered" if writer.is_done else "broken off", prompt_tokens, output_tokens)
+        if not writer.is_done:
+            writer.break_off(Outcome("broken off", 200, len(ask.tokens), output_tokens))
 
     def _ending_fault(self, work: "_Work") -> Fault | None:
         wished = read_marks(work.prompt).fault
@@ -204,8 +210,9 @@ class _Work:
 class _Writer:
     """Turns parts into one JSON object or into lines."""
 
-    def __init__(self, asked: Asked, shape: str, reply: Reply) -> None:
+    def __init__(self, asked: Asked, shape: str, reply: Reply, note: Note) -> None:
         self.is_done = False
+        self._note = note
         self._asked = asked
         self._shape = shape
         self._reply = reply
@@ -216,20 +223,25 @@ class _Writer:
     def only(self, reason: str) -> None:
         """An answer without generation: loaded, unloaded."""
         self.is_done = True
+        self._note(Outcome(reason))
         self._reply.json(200, encode({**self._head(_Part()), "done": True, "done_reason": reason}))
 
     def part(self, part: _Part, metrics: Mapping[str, object] | None) -> None:
         self.is_done = part.done is not None
-        if not self._asked.stream:
+        if part.done is not None:
+            self._note(Outcome("answered", 200, part.done.prompt_tokens, part.done.output_tokens))
+        if self._asked.stream:
+            if not self._reply.chunks:
+                self._reply.begin(200, _LINES)
+            self._reply.chunk(encode(self._object(part, metrics or {})) + b"\n")
+        else:
             self._texts.append(part.text)
             self._thoughts.append(part.thinking)
             self._last = (part, metrics or {})
-            return
-        if not self._reply.chunks:
-            self._reply.begin(200, _LINES)
-        self._reply.chunk(encode(self._object(part, metrics or {})) + b"\n")
+        if self.is_done:
+            self._finish()
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         if not self._asked.stream:
             part, metrics = self._last
             whole = replace(part, text="".join(self._texts), thinking="".join(self._thoughts))
@@ -239,9 +251,15 @@ class _Writer:
             self._reply.begin(200, _LINES)
         self._reply.finish()
 
-    def fail(self, refusal: Refusal) -> Outcome:
+    def break_off(self, outcome: Outcome) -> None:
+        """No proper end, but a complete reply."""
+        self._note(outcome)
+        self._finish()
+
+    def fail(self, refusal: Refusal) -> None:
+        status = 200 if self._reply.chunks else refusal.status
+        self._note(Outcome(f"error {refusal.status}: {refusal.text}", status))
         refuse(self._reply, refusal, stream=self._asked.stream)
-        return Outcome(f"error {refusal.status}: {refusal.text}")
 
     def _object(self, part: _Part, metrics: Mapping[str, object]) -> dict[str, object]:
         ending = {"done_reason": part.done.reason.value} if part.done else {}

@@ -7,9 +7,8 @@ from .wire import JSON_TYPE, Link, Reply, Request
 from .world import World
 
 
-def broken_reply(fault: Fault, request: Request, connection: Connection, world: World) -> Reply | None:
+def broken_reply(fault: Fault, reply: Reply, *, request: Request, connection: Connection, world: World) -> Reply | None:
     """A reply whose bytes the fault spoils; None if the fault itself was the answer. Raises Gone."""
-    reply = Reply(request, connection.link)
     match fault.kind:
         case FaultKind.DRIP | FaultKind.RESET | FaultKind.EOF:
             return Reply(request, _SpoiledLink(fault, connection, world))

@@ -15,7 +15,7 @@ from .catalogue import ps, show, tags
 from .control import control
 from .errors import Gone, Refusal, not_found
 from .faults import ANSWERS, WIRE, Fault, FaultKind, Faults
-from .generate import Generation, refuse
+from .generate import Generation, Outcome, refuse
 from .gojson import encode
 from .log import LoggedRequest, RequestLog
 from .markers import read_marks
@@ -192,7 +192,11 @@ class SimulatedOllama:
         if fault is not None and fault.kind in ANSWERS:
             refuse(reply, refusal_of(fault, ""), stream=False)
             return
-        spoiled = reply if fault is None else broken_reply(fault, request, connection, self.world)
+        spoiled = (
+            reply
+            if fault is None
+            else broken_reply(fault, reply, request=request, connection=connection, world=self.world)
+        )
         if spoiled is not None:
             self._plain(request, spoiled)
 
@@ -205,6 +209,12 @@ class SimulatedOllama:
             return
         logged = self.log.begin(request.path, asked, self.world.now_s())
         used = reply
+
+        def note(outcome: Outcome) -> None:
+            logged.ended = logged.ended or outcome.ended
+            logged.status, logged.ended_s = outcome.status, self.world.now_s()
+            logged.prompt_tokens, logged.output_tokens = outcome.prompt_tokens, outcome.output_tokens
+
         try:
             fault = self._wished_fault(asked.prompt) or self.faults.take(
                 WIRE | ANSWERS, path=request.path, model=asked.model, prompt=asked.prompt
@@ -215,15 +225,13 @@ class SimulatedOllama:
                     if fault.kind is FaultKind.CRASHED:
                         self.scheduler.crash(normal_name(asked.model))
                     raise refusal_of(fault, asked.model)
-                spoiled = broken_reply(fault, request, connection, self.world)
+                spoiled = broken_reply(fault, reply, request=request, connection=connection, world=self.world)
                 if spoiled is None:
                     return
                 used = spoiled
-            outcome = self._generation.answer(asked, shape, used, connection)
-            logged.ended = outcome.ended
-            logged.prompt_tokens, logged.output_tokens = outcome.prompt_tokens, outcome.output_tokens
+            self._generation.answer(asked, shape, used, connection, note)
         except Refusal as refusal:
-            logged.ended = f"error {refusal.status}: {refusal.text}"
+            note(Outcome(f"error {refusal.status}: {refusal.text}", refusal.status))
             refuse(used, refusal, stream=asked.stream)
         except Gone:
             logged.ended = logged.ended or "hung up"
@@ -232,8 +240,8 @@ class SimulatedOllama:
             logged.ended = "stopped"
             raise
         finally:
-            logged.status = used.status
-            logged.ended_s = self.world.now_s()
+            logged.status = logged.status or used.status
+            logged.ended_s = logged.ended_s or self.world.now_s()
 
     def _wished_fault(self, prompt: str) -> Fault | None:
         wished = read_marks(prompt).fault

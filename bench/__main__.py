@@ -1,0 +1,30 @@
+"""`python -m bench`: prints the figures of this machine; exit code 1 when a target is missed."""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from bench import machine, overhead
+
+ROUNDS = 10  # of the overhead: medians of ten cold runs and thirty tasks for each gemini-repo-cli
+
+
+def main() -> int:
+    """Measure one after the other, in a folder that is removed at the end."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of the overhead's contest")
+    parser.add_argument("--folder", type=Path, help="where to put the database (default: the temporary folder)")
+    given = parser.parse_args()
+    home = Path(tempfile.mkdtemp(prefix="koubou-bench-", dir=given.folder))
+    try:
+        print("\n".join(machine.describe(home)))
+        is_met = overhead.measure(home / "overhead", given.rounds)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    return 0 if is_met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

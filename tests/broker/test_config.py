@@ -1,0 +1,105 @@
+"""What the two files say reaches the core; what the broker logs is one line an event."""
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from koubou_broker import logs
+from koubou_broker.config import core_settings, read_configuration
+from koubou_broker.core_settings import Rule
+from koubou_common.errors import ConfigError
+from koubou_common.home import Home
+from koubou_common.messages.values import Label
+
+BROKER = """
+bind: [tcp://127.0.0.1:5570, tcp://192.168.1.10:5570]
+advertise: tcp://192.168.1.10:5570
+lease_s: 12
+retry: {poison_deaths: 4}
+limits: {prompt_bytes: 1000, files: 7}
+"""
+WORKERS = """
+workers:
+  local_workers:
+    - {worker_id: local_001, model: "gpt-oss:20b", labels: {gpu: "3090"}}
+  remote_workers:
+    - {worker_id: far, model: tiny, remote_host: 192.168.1.100, max_concurrent_tasks: 1, network_timeout: 60}
+routing_policy:
+  rules:
+    - {priority_range: [8, 10], preferred_workers: [local], reason: fast}
+"""
+
+
+def a_home(root: Path, broker: str = "", workers: str = "") -> Home:
+    home = Home(root)
+    home.create()
+    if broker:
+        home.config_file("broker").write_text(broker)
+    if workers:
+        home.config_file("workers").write_text(workers)
+    return home
+
+
+def test_settings_of_both_files_reach_the_core(tmp_path: Path) -> None:
+    told = core_settings(read_configuration(a_home(tmp_path, BROKER, WORKERS), None), ("tcp://127.0.0.1:5570",))
+    local, far = told.workers
+    assert (local.worker_id, local.location, local.slots, local.labels) == (
+        "local_001",
+        "local",
+        2,
+        (Label("gpu", "3090"),),
+    )
+    assert (far.location, far.slots, far.performance_factor, far.limits.idle_s) == ("remote", 1, 0.5, 60.0)
+    assert far.endpoint_url == "http://192.168.1.100:11434"
+    assert told.rules == (Rule(8, 10, ("local",), "fast", None),)
+    assert (told.lease_s, told.poison_deaths) == (12.0, 4)
+    assert (told.limits.prompt_bytes, told.limits.task_files) == (1_000, 7)
+    assert told.addresses == ("tcp://192.168.1.10:5570",)
+
+
+def test_without_files_there_are_defaults_and_the_address_that_was_bound(tmp_path: Path) -> None:
+    told = core_settings(read_configuration(a_home(tmp_path), None), ("tcp://127.0.0.1:4711",))
+    assert told.workers == ()
+    assert told.addresses == ("tcp://127.0.0.1:4711",)
+
+
+def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        read_configuration(a_home(tmp_path), tmp_path / "missing.yaml")
+    with pytest.raises(ConfigError):
+        read_configuration(a_home(tmp_path, "workers_file: elsewhere.yaml\n"), None)
+
+
+def test_the_command_line_obeys_the_rules_for_addresses(tmp_path: Path) -> None:
+    home = a_home(tmp_path)
+    assert read_configuration(home, None, ("tcp://127.0.0.1:0",)).broker.bind == ("tcp://127.0.0.1:0",)
+    with pytest.raises(ConfigError):
+        read_configuration(home, None, ("tcp://1.1.1.1:5570",))
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_log_line_says_when_and_how_bad(form: logs.LogFormat) -> None:
+    stream = io.StringIO()
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    try:
+        logs.set_up("info", form, stream)
+        logging.getLogger("koubou_broker").warning("task=%d is late", 7)
+        logging.getLogger("koubou_broker").debug("not shown")
+        logging.getLogger("alembic").info("not shown either")
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+    (line,) = stream.getvalue().splitlines()
+    if form == "json":
+        assert {**json.loads(line), "at_ms": 0} == {
+            "at_ms": 0,
+            "level": "warning",
+            "logger": "koubou_broker",
+            "message": "task=7 is late",
+        }
+    else:
+        assert line.endswith("WARNING task=7 is late")

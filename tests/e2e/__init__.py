@@ -1,0 +1,1 @@
+"""Tests of the whole workshop: real processes, real sockets, simulated Ollamas."""
