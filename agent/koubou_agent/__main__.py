@@ -1,7 +1,6 @@
 """The koubou-agent command: run, join, doctor, setup-cli."""
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from koubou_agent.join import join as join_workshop
 from koubou_agent.setup_cli import DEFAULT_TIMEOUT_S
 from koubou_agent.setup_cli import setup_cli as install_cli
 from koubou_agent.single import SingleAgent
+from koubou_common import logs
 from koubou_common.errors import Code, KoubouError
 from koubou_common.home import ENVIRONMENT_NAME, Home
 
@@ -85,7 +85,7 @@ def run(
     """Work until stopped."""
     place = Home.from_env(os.environ, home)
     settings = agent_config(place, worker_id=worker_id, given=config, ollama_url=ollama_url)
-    _set_up_log(settings.settings.log_level)
+    logs.set_up(settings.settings.log_level, settings.settings.log_format)
     with SingleAgent(settings.state_dir, settings.worker_id):
         agent = Agent(settings, ensure_key(settings))
         asked = 0
@@ -158,14 +158,6 @@ def _complain(error: KoubouError) -> None:
     click.echo(f"koubou-agent: {error.message}", err=True)
     if error.hint:
         click.echo(f"  -> {error.hint}", err=True)
-
-
-def _set_up_log(level: str) -> None:
-    # systemd and `up` add the time themselves only in the journal: a line tells its own.
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr, force=True
-    )
-    logging.getLogger("urllib3").setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

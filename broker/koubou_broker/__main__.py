@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from koubou_broker import logs, migrate
+from koubou_broker import migrate
 from koubou_broker.conductor import StopBroker
 from koubou_broker.config import Configuration, read_configuration
 from koubou_broker.database import said
 from koubou_broker.start import Places, locked, prepare, running
-from koubou_common import __version__
+from koubou_common import __version__, logs
 from koubou_common.errors import Code, KoubouError
 from koubou_common.home import Home
 from koubou_common.keys import fingerprint

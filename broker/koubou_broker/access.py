@@ -1,6 +1,7 @@
 """Who may connect: the allow-list behind every handshake, and a ROUTER that cannot be reached around it."""
 
 import ctypes
+import functools
 import logging
 import os
 import threading
@@ -190,6 +191,9 @@ class AccessControl:
             )
 
 
+_is_key = functools.lru_cache(maxsize=4_096)(is_key)  # asked twice a message, for the same few keys
+
+
 def user_key(frame: zmq.Frame) -> str | None:
     """The public key that proved itself on the connection this frame came by; None if there is no proof.
 
@@ -202,7 +206,7 @@ def user_key(frame: zmq.Frame) -> str | None:
     if not isinstance(user, str) or not user.startswith(USER_PREFIX):
         return None
     key = user.removeprefix(USER_PREFIX)
-    return key if is_key(key) else None
+    return key if _is_key(key) else None
 
 
 def open_router(

@@ -1,7 +1,6 @@
 """One connection to the broker, kept by a thread: requests are repeated until answered, across restarts."""
 
 import contextlib
-import dataclasses
 import os
 import queue
 import secrets
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 
 import zmq
 
+from koubou_client.pending import Answered, Failed, Marks, Pending, Watched, settle
 from koubou_client.transfer import Fetches, Offer
 from koubou_common import codec
 from koubou_common.errors import Code, KoubouError
@@ -43,34 +43,6 @@ _HELLO_RESEND_S = 2.0  # a hello is small, and nothing else is heard before its 
 _IDLE_S = 0.5  # the thread looks at its timers at least this often
 
 _HOPELESS = frozenset({Diagnosis.KEY_NOT_ENROLLED, Diagnosis.WRONG_BROKER_KEY})
-Answered = Callable[[Any], None]  # gets the reply, or a KoubouError
-# Gets tasks as they are and ids that are not there; True: it wants to hear no more.
-Marks = Callable[[Sequence[TaskMark], Sequence[int]], bool]
-Failed = Callable[[KoubouError], None]
-
-
-@dataclasses.dataclass(slots=True)
-class _Pending:
-    """A request without an answer."""
-
-    message: Any
-    on_answer: Answered
-    bodies: dict[bytes, bytes]
-    session: int | None = None  # valid in this session only
-    not_before_s: float = 0.0
-    sent_at_s: float | None = None
-
-
-@dataclasses.dataclass(slots=True)
-class _Watched:
-    """Tasks somebody wants to hear about."""
-
-    message: Watch
-    on_marks: Marks
-    on_error: Failed
-    answered: bool = False
-    not_before_s: float = 0.0
-    sent_at_s: float | None = None
 
 
 class Connection:
@@ -100,8 +72,8 @@ class Connection:
         self._wake_lock = threading.Lock()
         self._closing = False
         self._is_over = False
-        self._pending: dict[str, _Pending] = {}
-        self._watches: dict[str, _Watched] = {}
+        self._pending: dict[str, Pending] = {}
+        self._watches: dict[str, Watched] = {}
         self._offer = Offer()
         self._fetches = Fetches()
         self._welcome: ClientWelcome | None = None
@@ -137,7 +109,7 @@ class Connection:
         `bodies` (by sha256) are what the message names but does not carry: the broker pulls them. A request of one
         `session` is not repeated in the next: it fails with hello_required.
         """
-        pending = _Pending(message, on_answer, bodies or {}, session)
+        pending = Pending(message, on_answer, bodies or {}, session)
         if not self._do(lambda: self._begin(pending)):
             on_answer(_closed())
 
@@ -177,7 +149,7 @@ class Connection:
 
         `on_error` hears why no more will be told: refused, or the broker is away for too long.
         """
-        watched = _Watched(Watch(new_request_id(), tuple(task_ids), batch_id), on_marks, on_error)
+        watched = Watched(Watch(new_request_id(), tuple(task_ids), batch_id), on_marks, on_error)
         if not self._do(lambda: self._watches.update({watched.message.request_id: watched})):
             on_error(_closed())
 
@@ -323,14 +295,14 @@ class Connection:
             watched.on_error(told)
         self._settle(error.request_id, told)
 
-    def _begin(self, pending: _Pending) -> None:
+    def _begin(self, pending: Pending) -> None:
         if pending.session not in (None, self._session):
             pending.on_answer(_session_is_over())
             return
         self._offer.add(pending.bodies)
         self._pending[pending.message.request_id] = pending
 
-    def _tell(self, watched: _Watched, marks: Sequence[TaskMark], missing: Sequence[int]) -> None:
+    def _tell(self, watched: Watched, marks: Sequence[TaskMark], missing: Sequence[int]) -> None:
         if watched.on_marks(marks, missing):
             self._watches.pop(watched.message.request_id, None)
 
@@ -343,7 +315,7 @@ class Connection:
     def _flush(self) -> None:
         now = time.monotonic()
         unanswered = [watched for watched in self._watches.values() if not watched.answered]
-        requests: list[_Pending | _Watched] = [*self._pending.values(), *unanswered]
+        requests: list[Pending | Watched] = [*self._pending.values(), *unanswered]
         for asked in requests:
             due = asked.sent_at_s is None or now - asked.sent_at_s > _RESEND_S
             if due and now >= asked.not_before_s and self._say(asked.message):
@@ -380,20 +352,6 @@ class Connection:
             _, watched = self._watches.popitem()
             watched.on_error(error)
         self._fetches.fail(error)
-
-
-def settle(future: "Future[Any]") -> Answered:
-    """A callback that settles `future` with a reply, or with the error."""
-
-    def answered(answer: Any) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        if isinstance(answer, BaseException):
-            future.set_exception(answer)
-        else:
-            future.set_result(answer)
-
-    return answered
 
 
 def _closed() -> KoubouError:

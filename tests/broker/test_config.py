@@ -1,13 +1,9 @@
-"""What the two files say reaches the core; what the broker logs is one line an event."""
+"""What the two files say reaches the core."""
 
-import io
-import json
-import logging
 from pathlib import Path
 
 import pytest
 
-from koubou_broker import logs
 from koubou_broker.config import core_settings, read_configuration
 from koubou_broker.core_settings import Rule
 from koubou_common.errors import ConfigError
@@ -78,28 +74,3 @@ def test_the_command_line_obeys_the_rules_for_addresses(tmp_path: Path) -> None:
     assert read_configuration(home, None, ("tcp://127.0.0.1:0",)).broker.bind == ("tcp://127.0.0.1:0",)
     with pytest.raises(ConfigError):
         read_configuration(home, None, ("tcp://1.1.1.1:5570",))
-
-
-@pytest.mark.parametrize("form", ["text", "json"])
-def test_a_log_line_says_when_and_how_bad(form: logs.LogFormat) -> None:
-    stream = io.StringIO()
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    try:
-        logs.set_up("info", form, stream)
-        logging.getLogger("koubou_broker").warning("task=%d is late", 7)
-        logging.getLogger("koubou_broker").debug("not shown")
-        logging.getLogger("alembic").info("not shown either")
-    finally:
-        root.handlers[:] = before
-        root.setLevel(level)
-    (line,) = stream.getvalue().splitlines()
-    if form == "json":
-        assert {**json.loads(line), "at_ms": 0} == {
-            "at_ms": 0,
-            "level": "warning",
-            "logger": "koubou_broker",
-            "message": "task=7 is late",
-        }
-    else:
-        assert line.endswith("WARNING task=7 is late")

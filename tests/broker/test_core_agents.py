@@ -203,6 +203,22 @@ def test_a_gap_in_reading_is_nobodys_silence() -> None:
     assert play.shelf.attempts[uid].state is AttemptState.LOST
 
 
+def test_a_gap_in_reading_makes_no_worker_silent() -> None:
+    play = a_play()
+    play.now = replace(play.now, mono_s=play.now.mono_s + 3_600)
+    play.core.stretch(3_600, play.now)
+    assert len(sent(play.submit(), Dispatch)) == 1
+
+
+def test_a_heartbeat_renews_what_is_spooled_too() -> None:
+    play = a_play()
+    uid = play.dispatched().attempt_uid
+    for _ in range(10):
+        play.wait(5)
+        play.say(W1, a_heartbeat(a_status(spooled=[uid], free=0, last=1)))
+    assert play.state_of(1) == "running"
+
+
 def test_a_lost_session_ends_no_attempt() -> None:
     play = a_play()
     uid = play.dispatched().attempt_uid
@@ -238,6 +254,11 @@ def test_an_unknown_session_must_say_hello() -> None:
     play = a_play()
     error = refusal(play.say(W1, a_heartbeat(), session=77))
     assert (error.code, error.request_id) == (Code.HELLO_REQUIRED, "")
+
+
+def test_another_key_on_a_session_must_say_hello() -> None:
+    play = a_play()
+    assert refusal(play.say(W2, a_heartbeat(), session=play.session_of(W1))).code is Code.HELLO_REQUIRED
 
 
 def test_a_protocol_from_another_time_is_refused_with_both_ranges() -> None:
@@ -389,6 +410,16 @@ def test_a_worker_that_stops_answering_is_reported_until_it_is_back() -> None:
     play = a_play()
     assert "alert silent:w1" in script(play.wait(31))
     assert "no alert silent:w1" in script(play.say(W1, a_heartbeat()))
+
+
+def test_a_worker_whose_connection_broke_is_reported_and_one_that_said_goodbye_is_not() -> None:
+    play = a_play()
+    play.join(W2)
+    play.close(W1)
+    play.say(W2, Goodbye(a_status()))
+    lines = script(play.wait(31))
+    assert "alert silent:w1" in lines
+    assert "alert silent:w2" not in lines
 
 
 def test_a_worker_that_fails_for_good_is_excluded_and_the_last_one_ends_the_task() -> None:

@@ -126,6 +126,17 @@ def test_a_transient_failure_waits_and_runs_again_elsewhere() -> None:
     assert (again.attempt, play.shelf.attempts[again.attempt_uid].worker_id) == (2, "w2")
 
 
+def test_the_wait_before_a_retry_is_drawn_anew_each_time() -> None:
+    waits_ms = []
+    for seed in range(8):
+        play = Play(seed=seed)
+        play.join(W1)
+        effects = play.say(W1, a_failure(play.dispatched().attempt_uid, ErrorClass.STALLED))
+        waits_ms.append(the(saved(effects, TaskProgress)).not_before_ms - play.now.wall_ms)
+    assert len(set(waits_ms)) == 8
+    assert min(waits_ms) < 1_000 < max(waits_ms) <= 2_000
+
+
 def test_a_permanent_failure_ends_the_task() -> None:
     play = a_play()
     dispatch = play.dispatched()

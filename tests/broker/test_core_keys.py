@@ -115,6 +115,15 @@ def test_an_invitation_is_durable_then_allowed_then_told() -> None:
     assert script(play.say(BOSS, Invite("i", "mika", Role.CLIENT, TOKEN.public_key, 600.0))) == ["1 <- Invited"]
 
 
+def test_a_token_stands_for_one_name_and_role() -> None:
+    play = a_play()
+    invited(play)
+    for name, role in [("ken", Role.CLIENT), ("mika", Role.OPERATOR)]:
+        error = refusal(play.say(BOSS, Invite("i", name, role, TOKEN.public_key, 600.0)))
+        assert "known already" in error.message
+    assert "known already" in refusal(play.say(BOSS, Invite("i", "x", Role.CLIENT, BOSS.public_key, 60.0))).message
+
+
 def test_a_token_puts_its_holders_key_in_its_place() -> None:
     play = a_play()
     invited(play)

@@ -100,13 +100,15 @@ def test_missing_ids_are_named() -> None:
 
 def test_a_page_of_the_longest_texts_fits_one_message() -> None:
     play = a_play()
-    name = "界" * 255
-    long = replace(a_spec(target="界" * 80), custom_id=name, out_path=name)
-    play.submit(*[long] * 200)
+    name, flags = "𝕏" * 255, ("𝕏" * 64,) * 16
+    long = replace(a_spec(target="𝕏" * 60), custom_id=name, out_path=name)
+    uid = the(sent(play.submit(*[long] * 200), Dispatch)).attempt_uid
+    for _ in range(200):
+        given = sent(play.say(W1, replace(a_result(uid), flags=flags)), Dispatch)
+        uid = given[0].attempt_uid if given else ""
     seen, before = 0, 0
     while True:
-        effects = play.say(MIKA, GetTasks("t", before_id=before))
-        page = the(sent(effects, Tasks))
+        page = the(sent(play.say(MIKA, GetTasks("t", before_id=before)), Tasks))
         codec.encode(page)
         seen += len(page.tasks)
         before = page.next_before
@@ -136,12 +138,12 @@ def test_a_story_of_many_long_attempts_fits_one_message() -> None:
     play = Play(replace(some_settings(), poison_deaths=99))
     play.join(W1)
     uid = play.dispatched(a_spec(max_attempts=20)).attempt_uid
-    for _ in range(12):
-        bad = replace(a_failure(uid, ErrorClass.DRAIN, message="界" * 2_000), log="界" * 16_000)
+    for _ in range(18):
+        bad = replace(a_failure(uid, ErrorClass.DRAIN, message="𝕏" * 2_000), log="𝕏" * 16_000)
         uid = the(sent(play.say(W1, bad), Dispatch)).attempt_uid
     story = the(sent(play.say(MIKA, GetStory("s", 1)), Story))
     codec.encode(story)
-    assert len(story.attempts) == 13
+    assert len(story.attempts) == 19
     assert len(story.attempts[-2].log) == 16_000
 
 

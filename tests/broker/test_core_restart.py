@@ -5,7 +5,7 @@ from dataclasses import replace
 from koubou_broker.core import Core, Rule
 from koubou_broker.effects import Now
 from koubou_common.errors import ErrorClass
-from koubou_common.messages import Dispatch, ResultStored, SetWorkerMode, Submitted
+from koubou_common.messages import Dispatch, ResultStored, Retry, SetWorkerMode, Submitted
 from koubou_common.messages.values import AttemptState, Disposition, TaskState, WorkerMode
 from support.core_play import (
     START,
@@ -118,6 +118,16 @@ def test_deadlines_go_on_and_a_clock_set_back_does_not_lengthen_them() -> None:
     core = Core(play.settings, play.shelf.snapshot(), 9, early)
     assert core.next_deadline is not None
     assert core.next_deadline <= START.mono_s + 60
+
+
+def test_a_deadline_binds_no_retry() -> None:
+    play = Play()
+    play.submit(a_spec(deadline_s=60))
+    play.wait(60)
+    play.say(a_client(), Retry("r", (1,)))
+    again = play.restart()
+    again.wait(60)
+    assert again.state_of(1) == "queued"
 
 
 def test_a_repeated_submission_finds_its_task_after_a_restart() -> None:

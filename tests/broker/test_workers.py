@@ -25,6 +25,12 @@ def test_the_smaller_count_of_free_slots_is_offered() -> None:
     assert a_live_worker(slots=2, free=9).free == 2
 
 
+def test_what_was_sent_since_the_agent_spoke_comes_off_its_own_count() -> None:
+    worker = a_live_worker(slots=2, free=1)
+    worker.dispatched("u1")
+    assert worker.free == 0
+
+
 def test_the_agents_ceiling_beats_the_file() -> None:
     worker = a_live_worker(slots=4)
     worker.slots_ceiling = 1

@@ -7,8 +7,9 @@ from concurrent.futures import Future
 import pytest
 
 from koubou_client import connection as connection_module
-from koubou_client.connection import Connection, new_request_id, settle
+from koubou_client.connection import Connection, new_request_id
 from koubou_client.inputs import body_of
+from koubou_client.pending import settle
 from koubou_common.errors import Code, KoubouError
 from koubou_common.messages import (
     ClientHello,

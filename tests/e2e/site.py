@@ -76,16 +76,28 @@ class Site:
 
     def await_ready(self, worker_id: str, agent: Process) -> None:
         """Until the broker would give it a task."""
-        self.workshop.until(lambda: self.worker(worker_id)["state"] in ("ready", "idle"), agent, READY_S)
+        self.workshop.until(
+            lambda: self.worker(worker_id)["state"] == "ready" and not self.issue(worker_id), agent, READY_S
+        )
 
     def worker(self, worker_id: str) -> dict[str, Any]:
         """A worker as `workers list --json` shows it."""
         listed: list[dict[str, Any]] = self.ctl("workers", "list", "--json").data
-        return next((worker for worker in listed if worker["worker"] == worker_id), {"state": "unknown"})
+        return next((worker for worker in listed if worker["id"] == worker_id), {"state": "unknown"})
 
-    def task(self, task_id: int | str) -> dict[str, Any]:
-        """A task as `show --json` shows it."""
+    def issue(self, worker_id: str) -> str | None:
+        """What keeps it from work, in its agent's words."""
+        issue: str | None = self.worker(worker_id).get("issue")
+        return issue
+
+    def story(self, task_id: int) -> dict[str, Any]:
+        """A task, its attempts and its events, as `show --json` tells them."""
         shown: dict[str, Any] = self.ctl("show", str(task_id), "--json").data
+        return shown
+
+    def task(self, task_id: int) -> dict[str, Any]:
+        """A task as `show --json` shows it."""
+        shown: dict[str, Any] = self.story(task_id)["task"]
         return shown
 
     def submit(self, *arguments: str) -> int:

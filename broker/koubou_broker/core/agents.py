@@ -137,7 +137,7 @@ class Agents:
         """A worker may have been silent for a whole lease."""
         state = self._state
         worker = state.workers.get(worker_id)
-        if worker is None or not worker.session:
+        if worker is None:
             return
         due_s = worker.last_heard_s + state.settings.lease_s
         if due_s > state.now.mono_s:

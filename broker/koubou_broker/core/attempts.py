@@ -133,8 +133,7 @@ class Attempts:
 
         def then(found: Found) -> None:
             known = any(row.worker_id == worker_id for row in found.attempts)
-            if uid not in self._state.attempts:
-                self._state.send(session, Abort(uid, AbortReason.OVER if known else AbortReason.UNKNOWN))
+            self._state.send(session, Abort(uid, AbortReason.OVER if known else AbortReason.UNKNOWN))
 
         if self._state.may_look_up(session):
             self._state.lookup(session, FindAttempt(uid), then)

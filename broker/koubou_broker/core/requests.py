@@ -239,5 +239,5 @@ def _one(state: State, session: Session, task_id: int, found: Found) -> Task:
 
 
 def _chars_of(view: TaskView) -> int:
-    texts = (view.custom_id, view.principal, view.model, view.target, view.out_path, view.error_message)
+    texts = (view.custom_id, view.principal, view.model, view.target, view.out_path, view.error_message, *view.flags)
     return sum(len(text) for text in texts) + len(view.waiting_for) + 200

@@ -61,8 +61,8 @@ def _tags(ollama_url: str, otherwise: str) -> list[object]:
     with contextlib.closing(connection):
         try:
             connection.request("GET", "/api/tags", headers={"Accept": "application/json"})
-            answer = connection.getresponse()
-            document = json.loads(answer.read(_ANSWER_BYTES_MAX)) if answer.status == http.client.OK else None
+            with connection.getresponse() as answer:
+                document = json.loads(answer.read(_ANSWER_BYTES_MAX)) if answer.status == http.client.OK else None
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise ConfigError(
                 f"there is no workers.yaml yet, and no Ollama answers at {ollama_url} ({str(error) or 'no answer'})",

@@ -31,7 +31,6 @@ CHECK_S = 30.0
 
 _POLL_S = 0.1
 _KNOCK_S = 2.0
-_CLOCK_STEP_MS = 1_000  # the wall clock may be set back a little between our start and the broker's
 _NEEDED = ("sqlalchemy", "alembic", "pydantic", "requests")
 # An agent that was removed, has no right key, or wrong settings, would end so again and again.
 _AGENT_FINAL_CODES = (0, 4, 8)
@@ -104,9 +103,8 @@ class OneMachine:
 
     def run(self) -> int:
         """Until SIGINT, SIGTERM or the terminal's end; everything started is ended again on every way out."""
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._on_signal)
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        before = [(number, signal.signal(number, self._on_signal)) for number in numbers]
         try:
             self._supervisor.start(self._broker)
             self._await_broker()
@@ -124,6 +122,8 @@ class OneMachine:
                 self._output.note(f"stopping; running tasks get up to {self._stop_s:.0f} s (Ctrl-C again: at once)")
             # The broker last: it takes in what the agents finish or hand back.
             self._supervisor.stop([self._agents, [self._broker]], lambda: self._signals > max(1, begun_with))
+            for number, handler in before:
+                signal.signal(number, handler)
         self._output.note("stopped; all tasks are kept")
         return OK
 
@@ -132,7 +132,6 @@ class OneMachine:
 
     def _await_broker(self) -> None:
         """Until our broker answers; KoubouError with its last words if it ends instead."""
-        began_ms = int(time.time() * 1000)
         deadline_s = time.monotonic() + BROKER_START_S
         reason = KoubouError(Code.BROKER_UNREACHABLE, "the broker did not answer yet")
         while not self._signals:
@@ -149,8 +148,9 @@ class OneMachine:
                     f"its log: {self._broker.log_file}",
                 )
             try:
-                # An answer may be that of another broker of this home; then ours is about to give up.
-                if self._ask().started_ms >= began_ms - _CLOCK_STEP_MS:
+                self._ask()
+                # The answer may be that of another broker of this home; then ours is about to give up.
+                if _broker_pid(self._plan.home) == self._broker.pid:
                     return
             except KoubouError as error:
                 reason = error
@@ -224,6 +224,14 @@ class OneMachine:
 
 def _program(module: str, home: Home) -> list[str]:
     return [sys.executable, "-m", module, "run", "--home", str(home.root)]
+
+
+def _broker_pid(home: Home) -> int:
+    """Who holds the lock of this home's broker; 0 where nobody has yet."""
+    try:
+        return int((home.state / "broker.lock").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
 
 
 def _local_url(url: str) -> str:

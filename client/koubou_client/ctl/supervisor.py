@@ -39,6 +39,11 @@ class Child:
         """Whether its process lives."""
         return self.process is not None and self.process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """Of its process; 0 where there is none."""
+        return self.process.pid if self.process is not None else 0
+
     def start(self) -> None:
         """Start it; it does not hear the terminal's Ctrl-C, so that children end in order."""
         self.log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

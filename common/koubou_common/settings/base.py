@@ -20,6 +20,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from koubou_common.addresses import AddressError, check_connect
 from koubou_common.keys import is_key
+from koubou_common.logs import LogFormat as LogFormat
 from koubou_common.yaml_marks import Route
 
 FAULT = "koubou_fault"  # marks our own errors among pydantic's: message and hint are in their context
@@ -146,4 +147,3 @@ Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX)]
 Days = Annotated[int, Field(ge=1, le=DAYS_MAX)]
 Bytes = Annotated[int, Field(ge=1, le=BYTES_MAX)]
 LogLevel = Literal["debug", "info", "warning", "error"]
-LogFormat = Literal["auto", "text", "json"]

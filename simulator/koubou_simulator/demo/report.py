@@ -91,7 +91,9 @@ def models_at(url: str, timeout_s: float = _ASK_S) -> list[str] | None:
         return None
 
 
-def result_json(verdict: Verdict, course: Course, cli: Choice, ollamas: Ollamas, log_folder: str | None) -> dict[str, Any]:
+def result_json(
+    verdict: Verdict, course: Course, cli: Choice, ollamas: Ollamas, log_folder: str | None
+) -> dict[str, Any]:
     """The whole result as one document."""
     return {
         "summary": verdict.line,

@@ -1,4 +1,4 @@
-"""Logging of the broker: one line an event on stderr, as text for people or as JSON for collectors."""
+"""Logging of broker and agent: one line an event on stderr, as text for people or as JSON for collectors."""
 
 import json
 import logging
@@ -7,8 +7,9 @@ import sys
 import time
 from typing import Literal, TextIO
 
-LogFormat = Literal["text", "json", "auto"]
+LogFormat = Literal["auto", "text", "json"]
 
+_PACKAGES = ("koubou_agent", "koubou_broker", "koubou_common")
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _SYSTEMD_PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7))
 
@@ -21,9 +22,8 @@ def set_up(level: str, form: LogFormat, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)  # other libraries: only what is wrong
-    for name in ("koubou_broker", "koubou_common"):
+    for name in _PACKAGES:
         logging.getLogger(name).setLevel(_LEVELS[level])
-
 
 def _formatter(form: LogFormat, stream: TextIO) -> logging.Formatter:
     if form == "json":
