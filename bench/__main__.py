@@ -6,9 +6,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import machine, overhead
+from bench import machine, overhead, throughput
 
 ROUNDS = 10  # of the overhead: medians of ten cold runs and thirty tasks for each gemini-repo-cli
+THROUGHPUT_ROUNDS = 3
 
 
 def main() -> int:
@@ -21,6 +22,7 @@ def main() -> int:
     try:
         print("\n".join(machine.describe(home)))
         is_met = overhead.measure(home / "overhead", given.rounds)
+        throughput.measure(home / "throughput", THROUGHPUT_ROUNDS)
     finally:
         shutil.rmtree(home, ignore_errors=True)
     return 0 if is_met else 1

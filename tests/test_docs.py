@@ -13,7 +13,7 @@ import click
 import pytest
 
 from koubou_agent.__main__ import main as koubou_agent
-from koubou_broker.__main__ import main as koubou_broker
+from koubou_broker.__main__ import cli as koubou_broker
 from koubou_client.ctl.root import root as koubou_ctl
 from koubou_common import __version__
 from koubou_common.codec import type_name
@@ -103,9 +103,8 @@ def test_every_internal_link_leads_somewhere(page: Path) -> None:
 
 
 def test_the_protocol_names_every_message_type_and_no_other() -> None:
-    tables = re.findall(r"^\| (`[^|]*)\|([^|]*)\|", _protocol(), re.MULTILINE)
-    named = {name for cells in tables for cell in cells for name in CODE.findall(cell)}
-    assert named == _names(Message)
+    answers = re.findall(r"^\| `[^|]*\|([^|]*)\|", _section("From a client"), re.MULTILINE)
+    assert _first_cells(_protocol()) | _code(answers) == _names(Message)
 
 
 @pytest.mark.parametrize(
@@ -113,21 +112,16 @@ def test_the_protocol_names_every_message_type_and_no_other() -> None:
     [("From an agent", FromAgent), ("To an agent", ToAgent), ("From a client", FromClient)],
 )
 def test_the_protocol_names_a_message_under_its_direction(section: str, union: object) -> None:
-    body = _protocol().partition(f"## {section}\n")[2].partition("\n## ")[0]
-    first_cells = re.findall(r"^\| (`[^|]*)\|", body, re.MULTILINE)
-    assert {name for cell in first_cells for name in CODE.findall(cell)} == _names(union)
+    assert _first_cells(_section(section)) == _names(union)
 
 
 def test_the_protocol_names_every_answer_to_a_client() -> None:
-    body = _protocol().partition("## From a client\n")[2].partition("\n## ")[0]
-    assert _names(ToClient) <= set(CODE.findall(body))
+    assert _names(ToClient) <= _code([_section("From a client")])
 
 
 def test_the_protocol_says_who_may_send_what() -> None:
-    body = _protocol().partition("## Who may say what\n")[2].partition("\n## ")[0]
-    first_cells = re.findall(r"^\| (`[^|]*)\|", body, re.MULTILINE)
-    sent = {name for cell in first_cells for name in CODE.findall(cell)}
-    assert sent == _names(FromAgent) | _names(FromClient) | _names(BlobMessage)
+    senders = _names(FromAgent) | _names(FromClient) | _names(BlobMessage)
+    assert _first_cells(_section("Who may say what")) == senders
 
 
 def test_decisions_are_numbered_without_a_gap() -> None:
@@ -152,6 +146,19 @@ def _text(page: Path) -> str:
 
 def _protocol() -> str:
     return _text(ROOT / "docs" / "protocol.md")
+
+
+def _section(title: str) -> str:
+    return _protocol().partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def _first_cells(tables: str) -> set[str]:
+    """Everything in code in the first column."""
+    return _code(re.findall(r"^\| (`[^|]*)\|", tables, re.MULTILINE))
+
+
+def _code(texts: list[str]) -> set[str]:
+    return {name for text in texts for name in CODE.findall(text)}
 
 
 def _names(union: object) -> set[str]:
@@ -193,9 +200,10 @@ def _fault(call: str) -> str:
                 return "" if is_placeholder else f"`{call}`: {' '.join(path)} has no command {name}"
             options |= _options(command)
             command, path = found, [*path, name]
-        elif name.startswith("-") and name not in ("-", "--"):
-            if name not in options | _options(command) | _passed_on(tuple(path)) | _of_run(command):
-                return f"`{call}`: {' '.join(path)} has no option {name}"
+            continue
+        known = options | _options(command) | _passed_on(tuple(path)) | _of_run(command) | {"-", "--"}
+        if name.startswith("-") and name not in known:
+            return f"`{call}`: {' '.join(path)} has no option {name}"
     return ""
 
 

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from koubou_common import durable
 from koubou_common.messages import BlobChunk, BlobGet
 from koubou_common.messages.limits import CHUNK_BYTES, CHUNKS_OUTSTANDING
 from koubou_common.messages.values import Body
@@ -52,7 +53,8 @@ class BlobCache:
         path = self._path(hashlib.sha256(data).digest())
         partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
         try:
-            partial.write_bytes(data)
+            with open(partial, "xb", opener=durable.private) as file:
+                file.write(data)
             partial.replace(path)
         except OSError as error:
             partial.unlink(missing_ok=True)

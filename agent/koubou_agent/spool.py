@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from koubou_agent.effects import Failed, Outcome, Success
+from koubou_common import durable
 from koubou_common.codec import CodecError, pack, unpack
 
 _MAGIC = b"koubou-outcome-1\n"
@@ -54,13 +55,12 @@ class Spool:
         record = pack(_record(outcome))
         body = _MAGIC + len(record).to_bytes(_LENGTH_BYTES, "big") + record + raw
         try:
-            with partial.open("wb") as file:
+            with open(partial, "wb", opener=durable.private) as file:
                 file.write(body)
                 file.write(hashlib.sha256(body).digest())
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
-            _sync_folder(self.folder)
+            durable.replace(partial, path)
         except OSError:
             self._in_memory[uid] = raw
             partial.unlink(missing_ok=True)
@@ -130,13 +130,3 @@ def _read(path: Path) -> tuple[Outcome, bytes]:
     if path.name != f"{outcome.attempt_uid}{_SUFFIX}":
         raise CodecError(f"holds the outcome of {outcome.attempt_uid}")
     return outcome, body[start + length :]
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # a folder cannot be opened there; NTFS journals the rename
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

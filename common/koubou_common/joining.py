@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Collection
 from pathlib import Path
 
+from koubou_common import durable
 from koubou_common.enrol import ENROL_TIMEOUT_S, enrol
 from koubou_common.errors import Code, ConfigError, KoubouError
 from koubou_common.keys import KeyPair, new_key_pair, read_key_pair, write_key_pair
@@ -13,6 +14,8 @@ from koubou_common.messages.values import Role
 from koubou_common.names import name_fault
 from koubou_common.tokens import JoinToken, decode_token
 
+# The broker has decided: this key is not enrolled and will not be by this token.
+_REFUSALS = (Code.TOKEN_USED, Code.TOKEN_INVALID, Code.REFUSED, Code.CONFLICT)
 _SETTINGS_MODE = 0o600  # the file names the broker's key: nobody else may point us elsewhere
 
 
@@ -39,28 +42,40 @@ def exchange(token: JoinToken, path: Path, timeout_s: float = ENROL_TIMEOUT_S) -
     """Enrol a key that is on disk before anything is sent: after a lost answer the same one is offered again.
 
     It has another name until then: `path` may hold the key of an earlier membership, and a key that is
-    there is taken to be enrolled.
+    there is taken to be enrolled. A line that has done its work may be repeated until that key connects.
     """
-    pending = path.with_name(f"{path.name}.pending")
+    pending, fresh = path.with_name(f"{path.name}.pending"), path.with_name(f"{path.name}.fresh")
     is_left_over = pending.exists()
-    pair = _pair_at(pending)
+    offered = pending
     try:
-        enrol(token, pair, timeout_s)
+        try:
+            pair = _offer(token, pending, timeout_s)
+        except KoubouError as error:
+            # Bound by an earlier token whose answer was lost: that token is of no use now, and this one
+            # needs a key of its own.
+            if not is_left_over or error.code not in (Code.REFUSED, Code.CONFLICT):
+                raise
+            offered = fresh
+            pair = _offer(token, fresh, timeout_s)
     except KoubouError as error:
-        # Bound by an earlier token whose answer was lost: that token is of no use now, and this one
-        # needs a key of its own.
-        if not is_left_over or error.code not in (Code.REFUSED, Code.CONFLICT):
+        if error.code is not Code.TOKEN_USED or not path.exists():
             raise
-        pending = path.with_name(f"{path.name}.fresh")
-        pair = _pair_at(pending)
-        enrol(token, pair, timeout_s)
-    pending.replace(path)
+        pair = read_key_pair(path)  # perhaps it was used by this very box
+        try:
+            enrol(token, pair, timeout_s)
+        except KoubouError:
+            raise error from None
+        return pair
+    durable.replace(offered, path)
+    pending.unlink(missing_ok=True)  # a worker's newer key ends its older ones
     return pair
 
 
 def write_settings(path: Path, text: str) -> Path | None:
     """Put settings in place, durably and for their owner alone; what was there is kept aside and returned."""
     try:
+        if path.exists() and path.read_bytes() == text.encode():
+            return None  # the same line again: what an earlier join kept aside must not be replaced by this
         kept_as = _keep_aside(path)
         partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _SETTINGS_MODE)
@@ -68,7 +83,7 @@ def write_settings(path: Path, text: str) -> Path | None:
             file.write(text)
             file.flush()
             os.fsync(handle)
-        partial.replace(path)
+        durable.replace(partial, path)
     except OSError as error:
         raise ConfigError(
             f"cannot write the settings {path}: {error.strerror or error}", "check that the folder belongs to you"
@@ -85,9 +100,16 @@ def _keep_aside(path: Path) -> Path | None:
     return kept_as
 
 
-def _pair_at(path: Path) -> KeyPair:
-    if path.exists():
-        return read_key_pair(path)
-    pair = new_key_pair()
-    write_key_pair(path, pair)
+def _offer(token: JoinToken, path: Path, timeout_s: float) -> KeyPair:
+    """Enrol the key in `path`, made if there is none; a new one that is refused for good leaves no file."""
+    is_new = not path.exists()
+    if is_new:
+        write_key_pair(path, new_key_pair())
+    pair = read_key_pair(path)
+    try:
+        enrol(token, pair, timeout_s)
+    except KoubouError as error:
+        if is_new and error.code in _REFUSALS:
+            path.unlink(missing_ok=True)
+        raise
     return pair

@@ -14,6 +14,7 @@ from pathlib import Path
 import zmq
 from zmq.utils import z85
 
+from koubou_common import durable
 from koubou_common.errors import Code, KoubouError
 
 KEY_CHARS = 40  # 32 bytes in z85
@@ -110,12 +111,11 @@ def _write(path: Path, text: str, mode: int, *, replace: bool) -> None:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         try:
             _write_durably(temporary, text.encode("ascii"), mode)
-            temporary.replace(path)
+            durable.replace(temporary, path)
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
-        _sync_folder(path.parent)
     except OSError as error:
         raise KoubouError(
             Code.BAD_CONFIGURATION,
@@ -140,17 +140,7 @@ def _make_private_folder(folder: Path) -> None:
     _make_private_folder(folder.parent)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if not _IS_POSIX:  # a folder cannot be opened there, and a rename is durable with the file system's journal
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    durable.sync_folder(folder.parent)
 
 
 def _read(path: Path, trusted_owner: int | None = None) -> dict[str, str]:

@@ -124,10 +124,6 @@ class Attempts:
             forgive(task, worker.worker_id, attempt.record.boot_id)
             self._lifecycle.adopted(task, attempt)
 
-    def is_over(self, attempt: LiveAttempt) -> bool:
-        """Whether an agent that still works on it wastes its time."""
-        return not attempt.may_succeed
-
     def look_up_running(self, session: int, worker_id: str, uid: str) -> None:
         """An agent runs what no live task knows: tell it to stop, and why."""
 

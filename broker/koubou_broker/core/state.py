@@ -102,7 +102,6 @@ class State:
 
     def __init__(self, settings: CoreSettings, snapshot: Snapshot, seed: int, now: Now) -> None:
         self.settings = settings
-        self.epoch = snapshot.epoch
         self.started = now
         self.now = now
         self.tasks: dict[int, Task] = {}

@@ -206,9 +206,11 @@ class OneMachine:
         while waited and not self._signals and time.monotonic() < deadline_s:
             self._supervisor.tend()
             time.sleep(5 * _POLL_S)
+            if not self._broker.is_running:  # asking would hold up its restart
+                continue
             try:
                 workers = self._ask().workers
-            except KoubouError:  # the broker is being restarted
+            except KoubouError:
                 continue
             for worker in workers:
                 if worker.worker_id not in waited or not worker.connected:

@@ -33,7 +33,7 @@ class Rule(SettingsModel):
     preferred_workers: Annotated[tuple[str, ...], Field(strict=False, min_length=1, max_length=100)] = Field(
         description="Groups in order: local, remote or a worker_id; the first with a free worker wins."
     )
-    reason: str = Field("", max_length=500, description="Why, in your words; `koubou-ctl explain` repeats it.")
+    reason: str = Field("", max_length=500, description="Why, in your words; `koubou-ctl show` repeats it.")
     overflow_after_s: Annotated[float, Field(ge=0, le=SECONDS_MAX)] | None = Field(
         None,
         description="Seconds a task waits for them before any other worker may take it; null: at once.",
