@@ -15,6 +15,7 @@ import zmq
 
 from koubou_common import __version__
 
+FOREIGN_MOST = 0.15  # beyond this share used by others, absolute figures say more about them
 FSYNCS = 50  # enough for a median; the disk's share of every latency here
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _STAT_TIMES = slice(11, 15)  # after the name: utime, stime, and both of reaped children
@@ -31,7 +32,8 @@ class Share:
 
     def text(self) -> str:
         """For a person."""
-        return f"machine: {self.ours:.0%} ours, {self.foreign:.0%} foreign"
+        noisy = " (noisy: compare nothing but ratios)" if self.foreign > FOREIGN_MOST else ""
+        return f"machine: {self.ours:.0%} ours, {self.foreign:.0%} foreign{noisy}"
 
 
 @contextmanager

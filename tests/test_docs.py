@@ -33,7 +33,9 @@ PAGE_NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-CALL = re.compile(r"(?:^|[\s/(])(koubou-(?:ctl|agent|broker)(?:\s.*)?)$")
+CALL = re.compile(  # as whoever, from whatever folder
+    r"^(?:sudo (?:-\w \S+ )*)?(?:[A-Z_]+=\S+ )*(?:[\w.~$/-]*/)?(koubou-(?:ctl|agent|broker)(?:\s.*)?)$"
+)
 HEADING = re.compile(r"^(#+) ", re.MULTILINE)
 PASSED_ON = {("koubou-ctl", "demo")}  # commands that hand their options to a program of their own
 
@@ -81,6 +83,15 @@ def test_the_readmes_name_commands_of_all_three_programs() -> None:
 )
 def test_the_check_sees_a_command_that_does_not_exist(call: str) -> None:
     assert _fault(call)
+
+
+def test_the_check_sees_commands_wherever_they_stand() -> None:
+    block = "```sh\nsudo -u me /opt/bin/koubou-agent doctor  # now\ncat x | koubou-ctl submit -\n```\n"
+    assert list(_calls(f"Say `koubou-ctl ps -a`.\n{block}")) == [
+        "koubou-agent doctor",
+        "koubou-ctl submit -",
+        "koubou-ctl ps -a",
+    ]
 
 
 def test_every_target_of_make_that_a_readme_names_exists() -> None:
@@ -182,7 +193,7 @@ def _calls(text: str) -> Iterator[str]:
     lines = [line for language, body in FENCE.findall(text) if language == "sh" for line in _without_comments(body)]
     parts = [part for line in lines for part in re.split(r"\s*(?:&&|\||;)\s+", line)]
     for part in [*parts, *CODE.findall(FENCE.sub("", text))]:
-        if found := CALL.search(part):
+        if found := CALL.match(part.strip()):
             yield found[1]
 
 

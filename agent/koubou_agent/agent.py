@@ -56,6 +56,7 @@ STOP_GRACE_S = 60.0  # after SIGTERM: less than the unit's TimeoutStopSec
 
 _TURN_MOST_S = 1.0  # the loop turns at least this often: progress, watchdog
 _TURN_BUSY_S = 0.1  # while a full outgoing queue or a releasing slot is waited for
+_TRIM_EVERY_S = 3600.0  # the cache of an agent without work: what is old goes all the same
 _OUTGOING_MOST = 256  # messages a connection that takes nothing may hold up before it is given up
 _JOIN_S = 10.0
 _TO_AGENT = typing.get_args(ToAgent)
@@ -109,6 +110,7 @@ class Agent:
         self._wipe = False
         self._told = ""  # the service manager, of how we stand
         self._pinged_s = 0.0
+        self._trimmed_s = time.monotonic()
         spooled = self._spool.load()
         self._outputs.loaded(spooled)
         self._core = AgentCore(
@@ -185,6 +187,9 @@ class Agent:
                 self._send(message)
         self._flush()
         self._tell_manager(now)
+        if now - self._trimmed_s >= _TRIM_EVERY_S:
+            self._trimmed_s = now
+            self._cache.trim()
 
     def _receive(self, data: bytes) -> None:
         try:

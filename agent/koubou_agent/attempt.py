@@ -50,6 +50,7 @@ class ModelFacts:
     can_think: bool = False
     digest: str = ""
     ollama_version: tuple[int, ...] = ()
+    context_length: int = 0  # trained, tokens; 0: unknown
 
 
 class CliRunner(Protocol):
@@ -348,9 +349,12 @@ def make_plan(
     """The worker's options under the task's; the window is the worker's alone, another would reload the model."""
     task = {name: value for name, value in _plain(task_options).items() if name != "num_ctx"}
     options = _plain(worker.options) | task
+    num_ctx = _integer(options.pop("num_ctx", None), NUM_CTX_DEFAULT)
     return CallPlan(
         model=model,
-        num_ctx=_integer(options.pop("num_ctx", None), NUM_CTX_DEFAULT),
+        # Ollama gives no more than the model was trained for and says nothing: with the larger number every
+        # check against the window would be blind, and the model would never seem to be loaded as asked.
+        num_ctx=min(num_ctx, facts.context_length or num_ctx),
         num_predict=_integer(options.pop("num_predict", None), NUM_PREDICT_DEFAULT),
         options=options,
         family=facts.family,

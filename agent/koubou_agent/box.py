@@ -74,8 +74,10 @@ class Box:
         return self._facts.get(normal_model(model), ModelFacts(ollama_version=self._version))
 
     def warm_up(self, worker: WorkerConfig) -> None:
-        """Load the default model before the first task asks for it; once."""
-        if self._warm_up is not None or not worker.default_model or not self._config.settings.preload:
+        """Load the default model before the first task asks for it; once, and as soon as it is seen there."""
+        if self._warm_up is not None or not self._config.settings.preload:
+            return
+        if normal_model(worker.default_model) not in self._facts:
             return
         limits = self._config.settings.limits.capped(worker.limits)
         plan = make_plan(worker, worker.default_model, self.facts(worker.default_model), limits)
@@ -111,6 +113,7 @@ class Box:
                 family=model.family,
                 can_think="thinking" in model.capabilities,
                 digest=model.digest[:_NAME_CHARS],
+                context_length=model.context_length,
                 ollama_version=self._version,
             )
             for model in health.models

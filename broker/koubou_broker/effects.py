@@ -152,6 +152,7 @@ class StoredTask:
 
     task: NewTask
     progress: TaskProgress
+    has_bodies: bool = True  # its prompt and files are still kept; looked at by FindMarks alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """What is read back: answers to the core's queries, and the snapshot a core starts from."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Select, Table, func, select
@@ -19,7 +20,6 @@ from koubou_broker.effects import (
     StoredTask,
 )
 from koubou_broker.idempotency import submission_hash
-from koubou_broker.routing import FRAME_BYTES
 from koubou_broker.transaction import in_lists
 from koubou_common.messages.limits import BATCH_TASKS, PAGE_TASKS
 from koubou_common.messages.values import TaskState
@@ -112,14 +112,16 @@ def _tasks(connection: Connection, query: FindTasks) -> tuple[StoredTask, ...]:
 
 
 def _marks(connection: Connection, query: FindMarks) -> tuple[StoredTask, ...]:
-    tasks = schema.tasks.c
-    found: list[StoredTask] = []
-    for some in in_lists(query.task_ids):
-        found += _stored(connection, select(schema.tasks).where(tasks.task_id.in_(some)))
+    tasks, ref = schema.tasks.c, schema.blob_ref.c
+    # Retention takes all bodies of a task at once: the prompt speaks for the files.
+    holds_prompt = select(ref.task_id).where(ref.task_id == tasks.task_id, ref.sha256 == tasks.prompt_sha256).exists()
+    wanted = select(schema.tasks, holds_prompt.label("has_bodies")).order_by(tasks.task_id)
+    queries = [wanted.where(tasks.task_id.in_(some)) for some in in_lists(query.task_ids)]
     if query.batch_id:
-        of_batch = select(schema.tasks).where(tasks.batch_id == query.batch_id).order_by(tasks.task_id)
-        found += _stored(connection, of_batch.limit(BATCH_TASKS))
-    return tuple(found)
+        queries.append(wanted.where(tasks.batch_id == query.batch_id).limit(BATCH_TASKS))
+    return tuple(
+        replace(rows.stored_task(row), has_bodies=row.has_bodies) for one in queries for row in connection.execute(one)
+    )
 
 
 def _story(connection: Connection, task_id: int) -> Found:
@@ -196,7 +198,7 @@ def _worker_scores(connection: Connection, now_ms: int) -> tuple[tuple[str, int,
 def _bytes_per_token(connection: Connection, now_ms: int) -> tuple[tuple[str, float], ...]:
     metrics = schema.worker_metrics.c
     query = (
-        select(metrics.model, func.sum(metrics.prompt_length + FRAME_BYTES), func.sum(metrics.prompt_tokens))
+        select(metrics.model, func.sum(metrics.prompt_length), func.sum(metrics.prompt_tokens))
         .where(
             metrics.measured_at >= now_ms - RATIOS_MS,
             metrics.success,

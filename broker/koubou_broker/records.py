@@ -153,7 +153,7 @@ class WorkerMetric:
     task_id: int
     execution_time_ms: int
     tokens_processed: int
-    prompt_length: int  # bytes
+    prompt_length: int  # bytes the model read: prompt and files in their frame
     output_length: int  # bytes
     success: bool
     error_type: str

@@ -1,7 +1,7 @@
 """Which worker gets a task: eligible, available, the first rule that applies, the best score. Pure."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from koubou_broker.core_settings import LOCAL, REMOTE, CoreSettings
@@ -23,8 +23,8 @@ MEASURED_MARGIN = 2.0  # a measured ratio is an average over other texts
 ANSWER_TOKENS_LEAST = 256  # of the window, kept for the answer
 # What reaches the model beside prompt and files: gemini-repo-cli's headings and instructions (some 860 bytes)
 # and the gateway's system text (some 300). Small prompts are mostly that.
-FRAME_BYTES = 1_150
-_FRAME_BYTES_A_FILE = 40  # its heading and fences, twice its name apart
+_FRAME_BYTES = 1_150
+_FRAME_BYTES_A_FILE = 40  # its heading and fences; the name, printed once, comes on top
 _PLACEMENT_NAMES = 8  # the winner and the next seven
 _FITS_KEPT = 1_000  # remembered combinations of what tasks ask for
 
@@ -57,6 +57,7 @@ class TaskRouter:
 
     def measured(self, model: str, bytes_per_token: float) -> None:
         """Take over a measured ratio."""
+        model = normal_model(model)
         before = self._bytes_per_token.get(model, 0.0)
         if abs(before - bytes_per_token) > 0.05 * before:
             self._bytes_per_token[model] = bytes_per_token
@@ -120,16 +121,11 @@ class TaskRouter:
         if need.avoid and available and self._has_others(need, now_s):
             # Better to wait for another one than to fail on the same box again.
             available = [worker for worker in available if worker.worker_id != need.avoid]
-        if not available:
+        best = min(available, key=lambda worker: self._order(need, worker), default=None)
+        if best is None:
             return None
-        if need.rule >= 0:
-            for word in self._settings.rules[need.rule].preferred_workers:
-                group = [worker for worker in available if self._is_in(word, worker)]
-                if group:
-                    return self._best(need, group)
-            if waited_s < self.overflow_after_s(need.rule):
-                return None
-        return self._best(need, available)
+        is_preferred = self._group(need, best) < len(self._preferred(need))
+        return best if is_preferred or waited_s >= self.overflow_after_s(need.rule) else None
 
     def obstacle(self, need: Need, worker: LiveWorker, now_s: float) -> str:
         """Why the worker is not eligible; empty: it is."""
@@ -168,10 +164,15 @@ class TaskRouter:
         return ""
 
     def weigh(self, spec: NewTask, excluded: Collection[str], avoid: str, now_s: float) -> list[Candidate]:
-        """Every known worker with its score, or why not: available first, best first."""
+        """Every known worker with its score, or why not; first who would get the task now, then who next."""
         need = self.need_of(spec, excluded, avoid)
         weighed = [self._weighed(spec, excluded, need, worker, now_s) for worker in self._workers.values()]
-        return sorted(weighed, key=lambda one: (not one.available, not one.eligible, -one.score, one.worker_id))
+
+        def place(one: Candidate) -> tuple[object, ...]:
+            order = self._order(need, self._workers[one.worker_id])
+            return not one.available, not one.eligible, one.worker_id == need.avoid, order
+
+        return sorted(weighed, key=place)
 
     def placement(self, spec: NewTask, excluded: Collection[str], avoid: str, winner: LiveWorker, now_s: float) -> str:
         """The decision in words: the winner, the next, how many were out for which reason."""
@@ -233,8 +234,17 @@ class TaskRouter:
             return worker.settings.location != LOCAL
         return worker.worker_id == word or word not in self._workers
 
-    def _best(self, need: Need, workers: Iterable[LiveWorker]) -> LiveWorker:
-        return min(workers, key=lambda one: (-self._score(need, one), one.idle_since_s, one.worker_id))
+    def _preferred(self, need: Need) -> tuple[str, ...]:
+        return self._settings.rules[need.rule].preferred_workers if need.rule >= 0 else ()
+
+    def _group(self, need: Need, worker: LiveWorker) -> int:
+        """Which of the rule's preferred groups the worker is in; their number: in none."""
+        words = self._preferred(need)
+        return next((nth for nth, word in enumerate(words) if self._is_in(word, worker)), len(words))
+
+    def _order(self, need: Need, worker: LiveWorker) -> tuple[int, float, float, str]:
+        """The smallest gets the task: by the rule's groups first, then by score; ties go to the longest idle."""
+        return self._group(need, worker), -self._score(need, worker), worker.idle_since_s, worker.worker_id
 
     def _score(self, need: Need, worker: LiveWorker) -> float:
         score = worker.settings.performance_factor * FACTOR_WEIGHT + worker.success_rate * SUCCESS_WEIGHT
@@ -261,7 +271,7 @@ def size_bytes_of(spec: NewTask) -> int:
 
 def model_bytes_of(spec: NewTask) -> int:
     """About how many bytes the model reads: prompt and files in their frame."""
-    return FRAME_BYTES + size_bytes_of(spec) + sum(_FRAME_BYTES_A_FILE + len(file.name) for file in spec.files)
+    return _FRAME_BYTES + size_bytes_of(spec) + sum(_FRAME_BYTES_A_FILE + len(file.name) for file in spec.files)
 
 
 def largest_window(workers: Sequence[LiveWorker]) -> LiveWorker | None:

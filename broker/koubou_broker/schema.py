@@ -210,7 +210,7 @@ worker_metrics = Table(
     Column("task_id", ForeignKey("tasks.task_id"), nullable=False),
     Column("execution_time_ms", WHOLE, nullable=False),
     Column("tokens_processed", WHOLE),
-    Column("prompt_length", WHOLE),  # bytes
+    Column("prompt_length", WHOLE),  # bytes the model read
     Column("output_length", WHOLE),  # bytes
     Column("success", Boolean, nullable=False),
     Column("error_type", Text),

@@ -84,6 +84,8 @@ class Task:
     #: the worker that failed last in a way that may be its fault
     avoid: str = ""
     ready_since_s: float = 0.0
+    #: False: retention removed its prompt and files, it cannot run again
+    has_bodies: bool = True
     story: list[str] = field(default_factory=list)
 
     @property

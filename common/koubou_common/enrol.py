@@ -1,4 +1,4 @@
-"""Inviting and joining over a short-lived link: a one-time key is put on the allow-list, then exchanged."""
+"""Inviting, joining and looking over a short-lived link; a one-time key is put on the allow-list, then exchanged."""
 
 import secrets
 import time
@@ -12,6 +12,7 @@ from koubou_common.link import Connected, Diagnosis, Disconnected, Link, Receive
 from koubou_common.messages import (
     PROTO_MAX,
     PROTO_MIN,
+    AgentHello,
     ClientHello,
     ClientWelcome,
     Enrol,
@@ -20,8 +21,10 @@ from koubou_common.messages import (
     Invite,
     Invited,
     Message,
+    Removed,
+    Welcome,
 )
-from koubou_common.messages.values import Role
+from koubou_common.messages.values import AgentHealth, AgentStatus, Role
 from koubou_common.tokens import JoinToken
 
 ENROL_TIMEOUT_S = 20.0  # a handshake, a commit, and a broker that is just being restarted
@@ -87,16 +90,33 @@ def invite(
     )
 
 
+def look(link: Link, *, software: str, timeout_s: float = ENROL_TIMEOUT_S) -> Welcome:
+    """How the broker sees the worker whose key `link` has; its agent may be at work meanwhile."""
+    nobody = AgentHello(
+        PROTO_MIN,
+        PROTO_MAX,
+        software,
+        platform="",
+        boot_id=secrets.token_hex(16),
+        slots_ceiling=0,
+        status=AgentStatus(),
+        health=AgentHealth(can_work=False),
+        looks_only=True,
+    )
+    return _ask(link, None, nobody, Welcome, timeout_s)
+
+
 def _ask(
     link: Link,
     hello: ClientHello | None,
-    request: Enrol | Invite,
+    request: Enrol | Invite | AgentHello,
     answer: type[Answer],
     timeout_s: float,
 ) -> Answer:
     """Say hello where the role has one, send `request` until it is answered, and return the answer."""
     deadline_s = time.monotonic() + timeout_s
-    resend_at_s = float("inf")  # nothing is due before a connection
+    resend_at_s = time.monotonic() if link.is_connected else float("inf")  # nothing is due before a connection
+    asked = "" if isinstance(request, AgentHello) else request.request_id
     opening: list[Message] = [request] if hello is None else [hello]
     to_send = opening
     while (now_s := time.monotonic()) < deadline_s:
@@ -112,7 +132,9 @@ def _ask(
                     message = _decoded(data)
                     if isinstance(message, answer):
                         return message
-                    if isinstance(message, Error) and message.request_id in ("", request.request_id):
+                    if isinstance(message, Removed):
+                        raise _removed()
+                    if isinstance(message, Error) and message.request_id in ("", asked):
                         if not message.retry_after_s:
                             raise KoubouError(message.code, message.message, message.hint)
                         resend_at_s = now_s + message.retry_after_s
@@ -127,6 +149,14 @@ def _ask(
         Code.BROKER_UNREACHABLE,
         f"the broker is connected but did not answer within {timeout_s:g} s",
         "look at the broker's log on its host; then try the same command again",
+    )
+
+
+def _removed() -> KoubouError:
+    return KoubouError(
+        Code.NOT_AUTHORISED,
+        "this worker was removed from the workshop by an operator",
+        "to come back, join with a new token: `koubou-ctl workers invite ID` on the main host",
     )
 
 

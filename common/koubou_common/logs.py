@@ -25,6 +25,7 @@ def set_up(level: str, form: LogFormat, stream: TextIO | None = None) -> None:
     for name in _PACKAGES:
         logging.getLogger(name).setLevel(_LEVELS[level])
 
+
 def _formatter(form: LogFormat, stream: TextIO) -> logging.Formatter:
     if form == "json":
         return _Json()

@@ -2,7 +2,7 @@
 
 import unicodedata
 
-NAME_BYTES = 255
+NAME_BYTES = 255  # what every common file system takes; a broker may allow less (limits.name_bytes)
 
 _BAD_CATEGORIES = {
     "Cc": "a control character",
@@ -14,15 +14,15 @@ _BAD_CATEGORIES = {
 _WINDOWS_DEVICES = {"con", "prn", "aux", "nul"} | {f"{kind}{n}" for kind in ("com", "lpt") for n in range(1, 10)}
 
 
-def name_fault(name: str) -> str:
+def name_fault(name: str, most_bytes: int = NAME_BYTES) -> str:
     """Why `name` must not be used, in a person's words; empty if it may.
 
     Safe are relative names with forward slashes that stay below their root on any system.
     """
     if not name:
         return "the name is empty"
-    if len(name.encode("utf-8", "surrogatepass")) > NAME_BYTES:
-        return f"the name is longer than {NAME_BYTES} bytes"
+    if len(name.encode("utf-8", "surrogatepass")) > most_bytes:
+        return f"the name is longer than {most_bytes} bytes, the limit name_bytes"
     for character in name:
         if reason := _BAD_CATEGORIES.get(unicodedata.category(character)):
             return f"the name holds {reason} (U+{ord(character):04X})"

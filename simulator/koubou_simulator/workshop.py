@@ -91,6 +91,7 @@ class Worker:
     slots: int = 1
     options: Mapping[str, object] = field(default_factory=dict)
     models: Sequence[str] = ()
+    more: Mapping[str, object] = field(default_factory=dict)  # further settings of workers.yaml
 
 
 class Workshop:
@@ -270,4 +271,4 @@ def _entry(worker: Worker) -> dict[str, object]:
         entry["options"] = dict(worker.options)
     if worker.location == "local":
         entry["server_host"] = worker.ollama_url
-    return entry
+    return {**entry, **worker.more}

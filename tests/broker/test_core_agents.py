@@ -10,6 +10,7 @@ from koubou_common.messages import (
     Error,
     Goodbye,
     ResultStored,
+    Welcome,
 )
 from koubou_common.messages.values import AbortReason, AttemptState, Disposition
 from support.core_play import (
@@ -323,3 +324,18 @@ def test_progress_in_heartbeats_is_shown() -> None:
     play.say(W1, a_heartbeat(busy))
     assert play.core._state.attempts[uid].tokens == 42
     assert saved(play.say(W1, a_result(uid)), Attempt)[0].state is AttemptState.SUCCEEDED
+
+
+def test_a_look_with_the_workers_key_tells_all_and_disturbs_nothing() -> None:
+    play = a_play()
+    uid = play.dispatched().attempt_uid
+    theirs = play.session_of(W1)
+    effects = play.say(W1, replace(an_agent_hello(boot="b9"), looks_only=True), session=77)
+    welcome = the(sent(effects, Welcome))
+    assert script(effects) == ["77 <- Welcome"]
+    assert (welcome.session, welcome.worker.worker_id) == (0, "w1")
+    assert welcome.now_ms > 0
+    assert welcome.software.startswith("koubou-broker")
+    assert play.state_of(1) == "running"
+    play.say(W1, a_result(uid), session=theirs)
+    assert play.state_of(1) == "succeeded"

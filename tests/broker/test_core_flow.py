@@ -22,11 +22,13 @@ from koubou_common.messages.values import (
     Body,
     Change,
     Disposition,
+    Metrics,
     TaskMark,
     TaskRef,
     TaskState,
 )
 from support.core_play import (
+    MODEL,
     Play,
     a_client,
     a_failure,
@@ -415,3 +417,23 @@ def test_the_same_seed_gives_the_same_uids_and_another_seed_others() -> None:
         play.join(W1, an_agent_hello())
         uids.append(play.dispatched().attempt_uid)
     assert uids[0] == uids[1] != uids[2]
+
+
+def test_after_a_short_task_that_is_mostly_the_clis_own_words_a_large_file_still_fits() -> None:
+    """20 bytes of prompt in 280 tokens: taken for the ratio of this model's text, nothing would fit any more."""
+    play = a_play()
+    uid = play.dispatched(a_spec("Say hello to 20 bits")).attempt_uid
+    effects = play.say(W1, replace(a_result(uid), metrics=Metrics(prompt_tokens=280, output_tokens=5)))
+    assert the(saved(effects, WorkerMetric)).prompt_length > 1_000
+    large = a_spec("Explain.", files=[("src/large.py", 20_000)])
+    assert len(sent(play.submit(large), Dispatch)) == 1
+    assert play.core._state.router.bytes_per_token(MODEL) > 3.5
+
+
+def test_a_ratio_measured_under_one_spelling_of_a_model_counts_under_every_other() -> None:
+    play = Play(some_settings(a_worker("w1", model="qwen3")))
+    play.join(W1)
+    play.join(MIKA)
+    result = replace(a_result(play.dispatched(a_spec(size_bytes=8_000)).attempt_uid), model="qwen3")
+    play.say(W1, replace(result, metrics=Metrics(prompt_tokens=2_000, output_tokens=5)))
+    assert play.core._state.router.bytes_per_token("qwen3:latest") == (8_000 + 1_150) / 2_000

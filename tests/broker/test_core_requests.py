@@ -19,12 +19,15 @@ from koubou_common.messages import (
     Retry,
     Status,
     Story,
+    Submit,
+    Submitted,
     TaskResult,
     Tasks,
     Watch,
     Watching,
     Workers,
 )
+from koubou_common.messages.limits import BATCH_TASKS
 from koubou_common.messages.values import AttemptState, Change, TaskState
 from support.core_play import (
     Play,
@@ -334,3 +337,40 @@ def test_attempts_in_a_story_are_the_core_s_own() -> None:
     play.say(MIKA, Cancel("c", (1,)))
     story = the(sent(play.core.found(question.token, rows, play.now), Story))
     assert (story.task.state, story.attempts[0].state) == (TaskState.CANCELLED, AttemptState.ABORTED)
+
+
+def test_a_task_without_its_bodies_is_not_opened_again_and_says_why() -> None:
+    play = a_play()
+    uid = play.dispatched().attempt_uid
+    play.say(W1, a_failure(uid, ErrorClass.EMPTY_OUTPUT))
+    play.shelf.bodiless.add(1)
+    changes = the(sent(play.say(MIKA, Retry("r", (1,))), Changes))
+    assert changes.changes == (Change(1, TaskState.FAILED, changed=False, message="its prompt is no longer kept"),)
+    assert play.state_of(1) == "failed"
+
+
+def test_the_largest_answers_fit_one_message() -> None:
+    """10,000 tasks with the highest ids, on the longest name there is."""
+    play = Play(some_settings(a_worker("w" * 64)), MIKA, an_agent("w" * 64))
+    first = 2**53 - 20_000
+    play.core._state.next_task_id = first
+    play.join(MIKA)
+    play.core._state.settings = replace(play.settings, limits=Limits(queue_per_client=20_000))
+    spec = a_spec()
+    for part in range(20):
+        effects = play.say(MIKA, Submit("s" * 64, "k", (spec,) * 500, part=part, parts=20))
+    submitted = the(sent(effects, Submitted))
+    ids = tuple(ref.task_id for ref in submitted.tasks)
+    missing = tuple(range(1, BATCH_TASKS + 1))
+    for task in list(play.core._state.tasks.values()):
+        task.worker_id = "w" * 64
+    answers = [
+        submitted,
+        the(sent(play.say(MIKA, Watch("w" * 64, missing, batch_id=1)), Watching)),
+        the(sent(play.say(MIKA, Retry("r" * 64, missing, batch_id=1)), Changes)),
+        the(sent(play.say(MIKA, Cancel("c" * 64, missing, batch_id=1)), Changes)),
+    ]
+    play.shelf.bodiless.update(ids)
+    answers.append(the(sent(play.say(MIKA, Retry("r" * 64, missing, batch_id=1)), Changes)))
+    for answer in answers:
+        assert codec.decode(codec.encode(answer, 2**62)).message == answer

@@ -226,6 +226,7 @@ def test_a_place_is_always_available_and_found_when_there_is_one(
     placed = bench.place(spec)
     assert bool(placed) == any(one.available for one in candidates.values())
     if placed:
+        assert next(iter(candidates)) == placed, "who would get it is named first"
         preferred = {2: "remote", 3: "remote", 4: "remote", 1: "remote"}.get(priority, "local")
         chosen = bench.workers[placed].settings.location
         others = [one for one in candidates.values() if one.available]

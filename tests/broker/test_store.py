@@ -10,7 +10,6 @@ from koubou_broker.batches import Claim, Claimed, Durable, Entry, Failed, Failur
 from koubou_broker.effects import StoredTask
 from koubou_broker.idempotency import submission_hash
 from koubou_broker.records import Audit, BodyRef, Parked, Submission
-from koubou_broker.routing import FRAME_BYTES
 from koubou_broker.transaction import OWNED_BYTES
 from koubou_common.errors import ErrorClass
 from koubou_common.messages.values import AttemptState, Metrics, TaskState
@@ -67,7 +66,7 @@ def test_what_is_stored_comes_back_in_a_snapshot(path: Path) -> None:
     assert snapshot.principals == (a_principal(),)
     assert snapshot.submission_hashes == {submission_hash("mika", "key-1")}
     assert snapshot.worker_scores == (("lan_001", 1, 0),)
-    assert snapshot.bytes_per_token == (("gpt-oss:20b", (400 + FRAME_BYTES) / 100),)
+    assert snapshot.bytes_per_token == (("gpt-oss:20b", 4.0),)
     assert (snapshot.next_task_id, snapshot.next_batch_id, snapshot.next_event_seq) == (2, 1, 2)
 
 

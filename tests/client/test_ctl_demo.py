@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from koubou_client.ctl import demo
 from support.ctl import Ctl
 from support.waiting import eventually
 
@@ -21,7 +20,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program = tmp_path / "python"
     program.write_text(f'#!/bin/sh\necho "$@" > "{tmp_path}/arguments"\nexit 7\n')
     program.chmod(0o755)
-    monkeypatch.setattr(demo.sys, "executable", str(program))
+    monkeypatch.setattr(sys, "executable", str(program))
     return program
 
 
@@ -51,8 +50,7 @@ def test_ctrl_c_is_the_demos_own_to_handle(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from koubou_client.ctl import demo; demo.sys.executable = sys.argv.pop(1);"
-            "from koubou_client.ctl.__main__ import main; main()",
+            "import sys; sys.executable = sys.argv.pop(1); from koubou_client.ctl.__main__ import main; main()",
             str(program),
             "demo",
         ],

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -362,6 +363,14 @@ def test_status_is_the_workshop_at_a_glance(ctl: Ctl, workshop: FakeWorkshop) ->
     assert "3 queued, 0 running, 140 succeeded, 0 failed, 0 cancelled; the oldest waits 2 m 11 s" in out
     assert "lan_001  busy   2/2    gpt-oss:20b  0.50    90%  900 ms  48 % of the model is on the CPU" in out
     assert "Needs you:\n  worker_away: lan_002 is away (for 2 m 11 s)" in out
+
+
+def test_a_worker_that_cannot_work_is_not_called_ready(ctl: Ctl, workshop: FakeWorkshop) -> None:
+    _status(workshop)
+    status = workshop.status
+    worker = replace(status.workers[0], running=0, can_work=False, issue="gemini-repo-cli is not installed")
+    workshop.status = replace(status, workers=(worker,))
+    assert "lan_001  blocked" in ctl("status").out
 
 
 def test_status_in_json(ctl: Ctl, workshop: FakeWorkshop) -> None:

@@ -9,7 +9,7 @@ import pytest
 from koubou_common.messages import Dispatch, Heartbeat, HeartbeatAck, Removed, Submit, Submitted
 from koubou_common.messages.values import Role
 from koubou_common.tokens import decode_token
-from support.broker_play import BrokerPlay, a_broker, a_spec, a_status, work_one
+from support.broker_play import BROKER, BrokerPlay, a_broker, a_configuration, a_spec, a_status, work_one
 from support.ctl import Ctl
 
 
@@ -104,6 +104,15 @@ def test_an_invitation_is_one_command_on_stdout_and_its_use_on_stderr(broker: Br
     assert (token.name, token.role, token.addresses) == ("lan_001", Role.WORKER, (broker.address,))
     assert "once, until " in ran.err
     assert "listens on this host alone" in ran.err
+
+
+def test_the_loopback_is_left_out_of_an_invitation_where_the_broker_is_on_a_network(tmp_path: Path) -> None:
+    addresses = "advertise: [tcp://127.0.0.1:5570, tcp://192.168.1.10:5570, 'tcp://[::1]:5570']\n"
+    with a_broker(tmp_path / "main", a_configuration(BROKER + addresses)) as broker:
+        ran = Ctl(broker.home.root)("workers", "invite", "lan_001", "--json")
+    assert ran.data["addresses"] == ["tcp://192.168.1.10:5570"]
+    assert ran.data["this_host_only"] is False
+    assert decode_token(ran.data["token"], 0).addresses == ("tcp://192.168.1.10:5570",)
 
 
 def test_an_invitation_in_json_says_when_it_ends(ctl: Ctl) -> None:

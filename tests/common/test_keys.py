@@ -125,11 +125,14 @@ def test_a_file_that_others_can_use_is_refused_with_the_command_that_helps(tmp_p
 
 @posix
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give files away")
-def test_a_file_of_another_account_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_account_is_refused_unless_that_one_is_trusted(tmp_path: Path) -> None:
     path = tmp_path / "own.key"
-    write_key_pair(path, new_key_pair())
+    write_key_pair(path, pair := new_key_pair())
     os.chown(path, 12_345, -1)
     assert "12345" in refusal(path).message
+    assert read_key_pair(path, trusted_owner=12_345) == pair
+    with pytest.raises(KoubouError, match="12345"):
+        read_key_pair(path, trusted_owner=12_346)
 
 
 @posix

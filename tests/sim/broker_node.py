@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from koubou_broker.core import Core, CoreSettings
-from koubou_broker.effects import Alert, Allow, Close, Effect, Lookup, Now, Peer, Revoke, Save, Send
+from koubou_broker.effects import Alert, Allow, Close, Effect, Found, Lookup, Now, Peer, Revoke, Save, Send
 from koubou_broker.records import Record
 from koubou_common.codec import decode, encode
 from koubou_common.messages import (
@@ -16,8 +16,8 @@ from koubou_common.messages import (
     Submitted,
 )
 from koubou_common.messages.values import Disposition, TaskState
-from sim.disk import Disk
 from sim.world import World
+from support.shelf import Shelf
 
 Reaches = Callable[[FromBroker, int], None]  # a message and its epoch arrive at a peer
 
@@ -47,7 +47,7 @@ class BrokerNode:
 
     world: World
     settings: CoreSettings
-    disk: Disk
+    disk: Shelf
     wire: bool  # messages pass the codec
     bugs: Bugs = field(default_factory=Bugs)
     core: Core | None = None
@@ -61,7 +61,9 @@ class BrokerNode:
     def start(self) -> None:
         """A new process on the same disk."""
         self.starts += 1
-        self.core = Core(self.settings, self.disk.snapshot(), self.world.seed * 1_000 + self.starts, self._now())
+        self.core = Core(
+            self.settings, self.disk.snapshot(self.starts), self.world.seed * 1_000 + self.starts, self._now()
+        )
         self._committing = False
         self._batch = []
         self._tick_at_s = None
@@ -130,7 +132,8 @@ class BrokerNode:
             if self.core is not core:
                 return  # the crash came first: nothing of this happened
             if self.world.draws.random() >= self.bugs.forgets_saves:
-                self.disk.commit(records)
+                for record in records:
+                    self.disk.put(record)
             self.world.after(self.world.draws.expovariate(1 / 0.001), told)
 
         def told() -> None:
@@ -164,10 +167,10 @@ class BrokerNode:
                 case Save() | Alert() | Allow() | Revoke():
                     pass
 
-    def _found(self, core: Core | None, token: int, found: object) -> Callable[[], None]:
+    def _found(self, core: Core | None, token: int, found: Found) -> Callable[[], None]:
         def arrive() -> None:
             if core is not None and self.core is core:
-                self._take(core.found(token, found, self._now()))  # type: ignore[arg-type]  # as Disk.find returned it
+                self._take(core.found(token, found, self._now()))
 
         return arrive
 
@@ -181,7 +184,7 @@ class BrokerNode:
             assert self.core is not None
             self._take_quietly(self.core.closed(session, self._now()))
             return
-        epoch = self.disk.epoch
+        epoch = self.starts
         if self.wire:
             message = decode(encode(message, epoch)).message  # type: ignore[assignment]  # what went in comes out
 

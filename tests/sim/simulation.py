@@ -9,8 +9,8 @@ from koubou_common.messages.values import AttemptState, TaskState
 from sim.agent_node import AgentNode, Work
 from sim.broker_node import BrokerNode, Bugs
 from sim.client_node import ClientNode
-from sim.disk import Disk
 from sim.world import World
+from support.shelf import Shelf
 
 TROUBLE_S = 900.0  # virtual time in which things go wrong
 HEALED_S = 7_200.0  # virtual time in which everything must come to its end
@@ -58,13 +58,12 @@ def _run(world: World, bugs: Bugs) -> Figures:
         for index in range(draws.choice((1, 2, 3, 4)))
     )
     settings = CoreSettings(workers=workers, heartbeat_s=5.0, lease_s=30.0, max_workers=10)
-    disk = Disk()
+    disk = Shelf()
     broker = BrokerNode(world, settings, disk, wire=world.seed % 10 == 0, bugs=bugs)
     work = Work()
     agents = [AgentNode(world, broker, one.worker_id, one.slots, work) for one in workers]
     clients = [ClientNode(world, broker, f"client{index}") for index in range(draws.choice((1, 2)))]
-    for node in (*agents, *clients):
-        peer = node.peer
+    for peer in (*(agent.peer for agent in agents), *(client.peer for client in clients)):
         disk.principals[peer.public_key] = Principal(peer.public_key, peer.name, peer.role, None, 1, 0, 0, "")
     broker.start()
     for agent in agents:
@@ -107,9 +106,9 @@ def _plan_trouble(world: World, broker: BrokerNode, agents: list[AgentNode], cli
         world.every(200.0, world.jump_clock)
 
 
-def _check_end(disk: Disk, agents: list[AgentNode], clients: list[ClientNode], work: Work) -> None:
+def _check_end(disk: Shelf, agents: list[AgentNode], clients: list[ClientNode], work: Work) -> None:
     for task_id, progress in disk.progress.items():
-        story = [f"{event.before}->{event.after} {event.reason}" for event in disk.events[task_id]]
+        story = [f"{event.before}->{event.after} {event.reason}" for event in disk.events_of(task_id)]
         about = f"task {task_id}: {progress.state} {progress.error_class}; {story}"
         assert progress.state.is_terminal, f"has not ended: {about}"
         _check_outcome(disk, task_id, work, about)
@@ -135,7 +134,7 @@ def _check_end(disk: Disk, agents: list[AgentNode], clients: list[ClientNode], w
         )
 
 
-def _check_outcome(disk: Disk, task_id: int, work: Work, about: str) -> None:
+def _check_outcome(disk: Shelf, task_id: int, work: Work, about: str) -> None:
     progress = disk.progress[task_id]
     attempts = [one for one in disk.attempts.values() if one.task_id == task_id]
     won = [one for one in attempts if one.state is AttemptState.SUCCEEDED and one.generation == progress.generation]
@@ -150,9 +149,9 @@ def _check_outcome(disk: Disk, task_id: int, work: Work, about: str) -> None:
     assert len(numbers) == len(set(numbers)), f"attempt numbers {numbers}: {about}"
 
 
-def _check_events(disk: Disk, task_id: int, about: str) -> None:
+def _check_events(disk: Shelf, task_id: int, about: str) -> None:
     state = ""
-    for event in disk.events[task_id]:
+    for event in disk.events_of(task_id):
         assert event.before == state, f"event {event.seq} begins at {event.before}, not at {state}: {about}"
         state = event.after
     assert state == disk.progress[task_id].state, f"the events end at {state}: {about}"

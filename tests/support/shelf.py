@@ -1,4 +1,6 @@
-"""A store in memory that keeps the laws a database would keep: for the core on its stage."""
+"""A store in memory that keeps the laws a database would keep: for the core on its stage, and the simulation."""
+
+from dataclasses import replace
 
 from koubou_broker.effects import (
     CountStates,
@@ -42,6 +44,8 @@ class Shelf:
         self.principals: dict[str, Principal] = {}
         self.audits: list[Audit] = []
         self.parked: dict[str, Parked] = {}
+        #: tasks whose prompt and files retention removed
+        self.bodiless: set[int] = set()
 
     def put(self, record: Record) -> None:
         """Write one row; AssertionError where a database would refuse."""
@@ -58,6 +62,7 @@ class Shelf:
             case Attempt():
                 before = self.attempts.get(record.attempt_uid)
                 assert before is None or before.number == record.number, "an attempt's number changed"
+                assert record.task_id in self.tasks, f"attempt {record.attempt_uid} of no task"
                 self.attempts[record.attempt_uid] = record
             case Event():
                 assert not self.events or record.seq > self.events[-1].seq, "event out of order"
@@ -83,14 +88,17 @@ class Shelf:
                 ids = {*query.task_ids, *(one.task_id for one in self.tasks.values() if one.batch_id == query.batch_id)}
                 if not query.batch_id:
                     ids = set(query.task_ids)
-                return Found(tasks=tuple(self.stored(task_id) for task_id in sorted(ids) if task_id in self.tasks))
+                there = [self.stored(task_id) for task_id in sorted(ids) if task_id in self.tasks]
+                return Found(
+                    tasks=tuple(replace(one, has_bodies=one.task.task_id not in self.bodiless) for one in there)
+                )
             case FindStory():
                 if query.task_id not in self.tasks:
                     return Found()
                 return Found(
                     tasks=(self.stored(query.task_id),),
                     attempts=tuple(one for one in self.attempts.values() if one.task_id == query.task_id),
-                    events=tuple(one for one in self.events if one.task_id == query.task_id),
+                    events=self.events_of(query.task_id),
                 )
             case FindSubmission():
                 submission = self.submissions.get((query.principal, query.idempotency_key))
@@ -115,6 +123,10 @@ class Shelf:
     def stored(self, task_id: int) -> StoredTask:
         """One task whole."""
         return StoredTask(self.tasks[task_id], self.progress[task_id])
+
+    def events_of(self, task_id: int) -> tuple[Event, ...]:
+        """A task's history, in order."""
+        return tuple(one for one in self.events if one.task_id == task_id)
 
     def snapshot(self, epoch: int = 2) -> Snapshot:
         """What a new core starts from."""

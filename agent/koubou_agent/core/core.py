@@ -52,6 +52,10 @@ SLOTS_UNKNOWN = 256  # free slots said before the first Welcome: the broker's ow
 SPOOLED_MOST = 5_000  # outcomes kept before no more work is taken; a status lists at most 10,000
 EXIT_REMOVED = 4  # not authorised any more
 
+_FEWER_SLOTS = (
+    "the workshop allows this worker {} tasks at a time, this box {}: if OLLAMA_NUM_PARALLEL of its Ollama is more,"
+    " say so with ollama_parallel in agent.yaml"
+)
 _HANDED_BACK = "handed back: the agent is stopping"
 _DRAINED = "handed back: the worker is draining and had not begun"
 
@@ -250,6 +254,9 @@ class AgentCore:
         if not self._session.is_open:
             self._deliveries.restart(now)
             effects.append(Log(logging.INFO, f"agent={message.worker.worker_id} welcome, session={message.session}"))
+        ceiling = self._settings.slots_ceiling
+        if 0 < ceiling < message.worker.slots and (self._worker is None or self._worker.slots != message.worker.slots):
+            effects.append(Log(logging.WARNING, _FEWER_SLOTS.format(message.worker.slots, ceiling)))
         self._session.welcome(message, now)
         self._worker = message.worker
         return effects + self._set_mode(message.mode)

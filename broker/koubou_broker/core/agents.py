@@ -55,19 +55,13 @@ class Agents:
         self._save(worker)
         state.alert(f"silent:{worker.worker_id}", "")
         self._watch_silence(worker)
-        state.send(
-            session.session,
-            Welcome(
-                proto=min(message.proto_max, PROTO_MAX),
-                session=session.session,
-                worker=worker.config(),
-                mode=worker.mode,
-                heartbeat_s=state.settings.heartbeat_s,
-                lease_s=state.settings.lease_s,
-            ),
-        )
+        state.send(session.session, self._welcome(worker, session.session, message))
         self.apply_status(worker, message.status)
         self.check_min_workers()
+
+    def look(self, worker_id: str, session: int, message: AgentHello) -> None:
+        """Somebody with the worker's key looks how things stand; its agent may be at work meanwhile."""
+        self._state.answer(session, self._welcome(self._state.add_worker(worker_id), 0, message))
 
     def heartbeat(self, worker: LiveWorker, message: Heartbeat) -> None:
         """It lives; the attempts it lists are renewed, and no others."""
@@ -266,6 +260,19 @@ class Agents:
     def _attempt_of(self, worker: LiveWorker, uid: str) -> LiveAttempt | None:
         attempt = self._state.attempts.get(uid)
         return attempt if attempt is not None and attempt.record.worker_id == worker.worker_id else None
+
+    def _welcome(self, worker: LiveWorker, session: int, message: AgentHello) -> Welcome:
+        settings = self._state.settings
+        return Welcome(
+            proto=min(message.proto_max, PROTO_MAX),
+            session=session,
+            worker=worker.config(),
+            mode=worker.mode,
+            heartbeat_s=settings.heartbeat_s,
+            lease_s=settings.lease_s,
+            software=f"koubou-broker {settings.version}".rstrip(),
+            now_ms=self._state.now.wall_ms,
+        )
 
     def _gone(self, attempt: LiveAttempt, error_class: ErrorClass, message: str) -> None:
         if attempt.is_current:

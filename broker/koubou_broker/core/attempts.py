@@ -7,7 +7,7 @@ from koubou_broker.core.lifecycle import Lifecycle
 from koubou_broker.core.state import State
 from koubou_broker.effects import FindAttempt, Found
 from koubou_broker.records import Attempt, BodyRef, Parked, WorkerMetric
-from koubou_broker.routing import model_bytes_of, size_bytes_of
+from koubou_broker.routing import model_bytes_of
 from koubou_broker.task import LiveAttempt, Task, charge, forgive, judge
 from koubou_broker.timers import Timer
 from koubou_broker.workers import LiveWorker
@@ -307,7 +307,7 @@ class Attempts:
                 task_id=attempt.task.task_id,
                 execution_time_ms=metrics.total_ms or elapsed_ms,
                 tokens_processed=metrics.prompt_tokens + metrics.thinking_tokens + metrics.output_tokens,
-                prompt_length=size_bytes_of(attempt.task.spec),
+                prompt_length=model_bytes_of(attempt.task.spec),
                 output_length=output_length,
                 success=error_class is None,
                 error_type=error_class or "",

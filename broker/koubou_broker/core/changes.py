@@ -38,7 +38,9 @@ class TaskChanges:
             chosen = [
                 task
                 for task in tasks
-                if allowed(task.state, Cause.REOPENED) and (task.task_id in named or task.state in _BATCH_RETRIES)
+                if allowed(task.state, Cause.REOPENED)
+                and (task.task_id in named or task.state in _BATCH_RETRIES)
+                and task.has_bodies
             ]
             if chosen and state.refused is not None:
                 raise Refusal(Code.STORE_FULL, state.refused[0], "nothing was changed", state.refused[1])
@@ -58,6 +60,7 @@ class TaskChanges:
 
     def _retry(self, session: Session, task: Task, *, chosen: bool) -> Change:
         if not chosen:
-            return Change(task.task_id, task.state, changed=False, message=f"is {task.state}")
+            why = f"is {task.state}" if task.has_bodies else "its prompt is no longer kept"
+            return Change(task.task_id, task.state, changed=False, message=why)
         reopened = self._lifecycle.reopen(task, session.name)
         return Change(task.task_id, reopened.state, changed=True, message="")

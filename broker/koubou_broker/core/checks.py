@@ -8,9 +8,11 @@ from koubou_common.errors import Code
 from koubou_common.messages.limits import PRIORITY_HIGHEST, PRIORITY_LOWEST
 from koubou_common.messages.values import Body, File, TaskSpec
 from koubou_common.models import check_model_name, normal_model
+from koubou_common.names import name_fault
 from koubou_common.options import check_options
 
 _MODELS_NAMED = 20  # in a refusal
+_NAME_CHARS_SHOWN = 80  # of a bad name in its refusal
 
 
 def new_task(state: State, spec: TaskSpec, principal: str) -> NewTask:
@@ -57,24 +59,6 @@ def check_spec(state: State, spec: TaskSpec, task: NewTask) -> None:
     _check_workers(state, task)
 
 
-def name_fault(name: str, most_bytes: int) -> str:
-    """What is wrong with a file's name; empty: nothing. Agents write it below a folder, on any system."""
-    if not name:
-        return "a file has no name"
-    shown = repr(name if len(name) <= 80 else f"{name[:77]}...")
-    if len(name.encode("utf-8", "surrogatepass")) > most_bytes:
-        return f"the name {shown} has more than {most_bytes} bytes, the limit name_bytes"
-    if any(ord(char) < 0x20 or ord(char) == 0x7F or 0xD800 <= ord(char) <= 0xDFFF for char in name):
-        return f"the name {shown} has control characters"
-    if name.startswith("/") or name[1:2] == ":":
-        return f"the name {shown} is absolute; names are relative to the repository"
-    if "\\" in name:
-        return f"the name {shown} has a backslash; folders are separated by /"
-    if any(part in ("", ".", "..") for part in name.split("/")):
-        return f"the name {shown} has a part that is empty, '.' or '..'"
-    return ""
-
-
 def _check_sizes(state: State, spec: TaskSpec) -> None:
     limits = state.settings.limits
     prompt_bytes = spec.prompt.size_bytes
@@ -94,12 +78,11 @@ def _check_sizes(state: State, spec: TaskSpec) -> None:
 
 
 def _check_names(state: State, spec: TaskSpec) -> None:
-    most = state.settings.limits.name_bytes
     names = [file.name for file in spec.files]
     for name in (*names, *([spec.target] if spec.target else ())):
-        fault = name_fault(name, most)
-        if fault:
-            raise Refusal(Code.BAD_INPUT, fault)
+        if fault := name_fault(name, state.settings.limits.name_bytes):
+            shown = repr(name if len(name) <= _NAME_CHARS_SHOWN else f"{name[:_NAME_CHARS_SHOWN]}...")
+            raise Refusal(Code.BAD_INPUT, f"{shown}: {fault}", "name files relative to the repository's root")
     known = set(names)
     if len(known) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -148,7 +131,7 @@ def _check_workers(state: State, task: NewTask) -> None:
 def _with_model(state: State, task: NewTask, workers: list[LiveWorker]) -> list[LiveWorker]:
     fault = check_model_name(task.model)
     if fault:
-        raise Refusal(Code.UNKNOWN_MODEL, fault)
+        raise Refusal(Code.UNKNOWN_MODEL, fault, "name a model that a worker has: koubou-ctl workers list")
     having = [worker for worker in workers if worker.may_have_model(task.model)]
     if having:
         return having

@@ -182,6 +182,9 @@ class Core:
             session = None
         if isinstance(message, AgentHello | ClientHello):
             protocol(message)
+            if isinstance(message, AgentHello) and message.looks_only:
+                self._agents.look(principal.name, number, message)
+                return
             if session is None:
                 session = self._open(principal, number)
         if session is None:

@@ -1,6 +1,7 @@
 """What is asked without changing anything: lists, stories, results, status, watches."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from koubou_broker.core.lifecycle import Lifecycle
 from koubou_broker.core.state import Refusal, Session, State
@@ -29,6 +30,7 @@ from koubou_common.messages.values import Body, Role, StateCount, TaskState, Tas
 
 _PAGE_CHARS = 150_000  # of the texts in a page: four bytes each at worst, a message has 1,000,000
 _ALERTS_SHOWN = 100
+_NAMED_MARKS = 5_000  # more leave out on which worker: 10,000 long names do not fit one message
 
 Rows = tuple[list[Task], list[int]]  # the tasks that may be seen, the ids that are not there
 
@@ -185,6 +187,8 @@ class Requests:
                 for task_id in live:
                     state.watchers.setdefault(task_id, {})[peer.session, message.request_id] = None
             marks = tuple(self._lifecycle.mark(task) for task in tasks)
+            if len(marks) > _NAMED_MARKS:
+                marks = tuple(replace(mark, worker_id="") for mark in marks)
             state.send(session.session, Watching(message.request_id, marks, tuple(missing)))
 
         resolve(state, session, message, then)
@@ -214,9 +218,11 @@ def resolve(
         then(*_sorted_out(session, (state.tasks[task_id] for task_id in ids), ids))
         return
 
+    named = set(ids)
+
     def found(rows: Found) -> None:
         known = {row.task.task_id: state.truth(row) for row in rows.tasks}
-        tasks = [task for task in known.values() if task.task_id in ids or task.spec.batch_id == batch_id]
+        tasks = [task for task in known.values() if task.task_id in named or task.spec.batch_id == batch_id]
         seen, missing = _sorted_out(session, tasks, ids)
         if batch_id and not ids and not seen:
             raise Refusal(Code.NOT_FOUND, f"there is no batch b{batch_id} of yours")

@@ -255,7 +255,12 @@ class State:
 
     def truth(self, row: StoredTask) -> Task:
         """The task behind a row; what the core knows beats it."""
-        return self.known(row.task.task_id) or Task.restored(row.task, row.progress)
+        known = self.known(row.task.task_id)
+        if known is not None:
+            return known
+        task = Task.restored(row.task, row.progress)
+        task.has_bodies = row.has_bodies
+        return task
 
     # Draws: hashes of seed and counter, so that the same inputs give the same run
 

@@ -158,6 +158,7 @@ def _worker_view(state: State, worker: LiveWorker, models_most: int) -> WorkerVi
         issue=issue,
         address=worker.settings.endpoint_url[:255],
         agent=f"{worker.software} {worker.platform}".strip()[:255],
+        can_work=health.can_work,
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from datetime import datetime
 from urllib.parse import urlsplit
 
@@ -30,10 +31,12 @@ def invite_holder(output: Output, name: str, role: Role, ttl_s: float, *, token_
         ttl_s=ttl_s,
         timeout_s=output.connect_timeout_s,
     )
+    # Where the broker listens on a network too, its loopback would only cost other machines a vain try.
+    beyond = tuple(address for address in token.addresses if not is_loopback(urlsplit(address).hostname or ""))
+    token = replace(token, addresses=beyond or token.addresses)
     line = encode_token(token)
     program = "koubou-agent" if role is Role.WORKER else "koubou-ctl"
     command = f"{program} join {line}"
-    is_local_only = all(is_loopback(urlsplit(address).hostname or "") for address in token.addresses)
     if output.as_json:
         output.data(
             {
@@ -43,14 +46,14 @@ def invite_holder(output: Output, name: str, role: Role, ttl_s: float, *, token_
                 "command": command,
                 "expires_at": rfc3339(token.expires_s * 1000),
                 "addresses": list(token.addresses),
-                "this_host_only": is_local_only,
+                "this_host_only": not beyond,
             }
         )
         return OK
     where_to = "the box" if role is Role.WORKER else f"{name}'s machine"
     output.note(f"Run this on {where_to}, once, until {_local_time(token.expires_s)}; it works as a password does:\n")
     output.say(line if token_only else command)
-    if is_local_only:
+    if not beyond:
         output.note(
             "\nwarning: the broker listens on this host alone, other machines cannot reach it.\n"
             "  fix: add an address of your private network to `bind` in broker.yaml and restart the broker"

@@ -101,6 +101,7 @@ def worker_json(worker: WorkerView) -> dict[str, Any]:
         "latency_ms": worker.latency_ms,
         "cooling_down": worker.cooling_down,
         "ollama_version": worker.ollama_version or None,
+        "can_work": worker.can_work,
         "issue": worker.issue or None,
         "address": worker.address or None,
         "agent": worker.agent or None,
@@ -113,6 +114,8 @@ def worker_state(worker: WorkerView) -> str:
         return "away" if worker.last_seen_ms else "never seen"
     if worker.mode.value != "active":
         return worker.mode.value
+    if not worker.can_work:
+        return "blocked"
     if worker.cooling_down:
         return "cooling down"
     return "busy" if worker.running >= worker.slots else "ready"

@@ -20,6 +20,7 @@ class AgentHello:
     slots_ceiling: Counter  # min(agent.yaml ceiling, ollama_parallel); 0: no ceiling
     status: AgentStatus
     health: AgentHealth
+    looks_only: bool = False  # of `doctor`: answered with a Welcome of session 0, begins and changes nothing
 
 
 @dataclass(frozen=True, slots=True)

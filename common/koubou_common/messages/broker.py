@@ -61,11 +61,13 @@ class Welcome:
     """Answer to AgentHello: who it is and what it may do."""
 
     proto: Counter
-    session: Counter
+    session: Counter  # 0: none was begun
     worker: WorkerConfig
     mode: WorkerMode
     heartbeat_s: Seconds
     lease_s: Seconds
+    software: Name = ""  # the broker's
+    now_ms: Millis = 0  # the broker's clock; 0: it does not tell
 
 
 @dataclass(frozen=True, slots=True)

@@ -321,6 +321,7 @@ class WorkerView:
     issue: Sentence
     address: Name
     agent: Name  # software and platform
+    can_work: bool = True  # as its agent last said; the issue tells why not
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from koubou_common.addresses import (
     AddressError,
     check_ollama_url,
 )
+from koubou_common.logs import LogFormat
 from koubou_common.messages.values import WorkerLimits
 from koubou_common.settings.base import (
     BrokerAddresses,
@@ -17,7 +18,6 @@ from koubou_common.settings.base import (
     Days,
     Fault,
     FilePath,
-    LogFormat,
     LogLevel,
     NameText,
     PublicKey,

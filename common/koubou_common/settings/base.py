@@ -20,7 +20,6 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from koubou_common.addresses import AddressError, check_connect
 from koubou_common.keys import is_key
-from koubou_common.logs import LogFormat as LogFormat
 from koubou_common.yaml_marks import Route
 
 FAULT = "koubou_fault"  # marks our own errors among pydantic's: message and hint are in their context

@@ -14,13 +14,13 @@ from pydantic import (
 )
 
 from koubou_common.addresses import DEFAULT_BROKER_ADDRESS, AddressError, check_bind, check_connect
+from koubou_common.logs import LogFormat
 from koubou_common.messages import limits as wire
 from koubou_common.settings.base import (
     Bytes,
     Days,
     Fault,
     FilePath,
-    LogFormat,
     LogLevel,
     Seconds,
     SettingsModel,
