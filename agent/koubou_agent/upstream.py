@@ -14,8 +14,8 @@ from koubou_common.errors import ConfigError
 
 _READ_BYTES = 64 * 1024
 _ERROR_BODY_BYTES_MAX = 64 * 1024  # Ollama's longest error text is a few hundred bytes
-# The last line carries every token id of the prompt: 262,144 of them are under 2 MiB.
-_LINE_BYTES_MAX = 16 * 2**20
+# The last line carries every token id of the prompt: a task of 16 MiB has some five million.
+_LINE_BYTES_MAX = 64 * 2**20
 _KEEPALIVE_IDLE_S = 30  # a box that lost its power says nothing: the system's probes notice
 _KEEPALIVE_PROBES = 4
 
@@ -177,12 +177,13 @@ class _Reader:
             if not data:
                 break
             buffer += data
-            *lines, rest = bytes(buffer).split(b"\n") if b"\n" in data else [bytes(buffer)]
-            for line in lines:
-                self._take(line)
-                if self._is_over():
-                    return self.observed(self._end_of(response))
-            buffer = bytearray(rest)
+            if b"\n" in data:
+                *lines, rest = bytes(buffer).split(b"\n")
+                for line in lines:
+                    self._take(line)
+                    if self._is_over():
+                        return self.observed(self._end_of(response))
+                buffer = bytearray(rest)
             if len(buffer) > _LINE_BYTES_MAX:
                 self._malformed = "a line without an end"
                 return self.observed(End.COMPLETE)

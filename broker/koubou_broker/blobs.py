@@ -111,6 +111,7 @@ class Intake:
         self._pulling: OrderedDict[int, None] = OrderedDict()  # sessions that may be pulled from, at most PULLS
         self._queued: OrderedDict[int, None] = OrderedDict()  # sessions that wait for such a place
         self._last_token = 0
+        self.refusal = ""  # why no submission is taken: nothing is pulled for one, the disk may have no room for it
 
     def receive(self, peer: Peer, session: int, message: Submit | Result, now_s: float) -> list[Step]:
         """A message came; whoever sends it is known and may send it."""
@@ -223,6 +224,8 @@ class Intake:
             head = line.waiting[0]
             if head.missing and not head.is_claimed:
                 return [*steps, self._claim(session, line, head)]
+            if head.missing and self.refusal and isinstance(head.message, Submit):
+                return [*steps, *self._drop_head(session, Code.STORE_FULL, self.refusal, now_s)]
             if head.missing:
                 return [*steps, *self._pull(session, line, head, now_s)]
             line.waiting.popleft()
@@ -335,7 +338,9 @@ def _over(message: Submit | Result, what: str, size: int, most: int, limit: str)
 
 def _error(message: Submit | Result, code: Code, text: str) -> Error:
     request_id = message.request_id if isinstance(message, Submit) else ""
-    return Error(code, text, request_id=request_id, retry_after_s=RETRY_AFTER_S if code is Code.BUSY else 0.0)
+    hint = "nothing was accepted; try again later" if code is Code.STORE_FULL else ""
+    retry_after_s = RETRY_AFTER_S if code in (Code.BUSY, Code.STORE_FULL) else 0.0
+    return Error(code, text, hint, request_id, retry_after_s)
 
 
 def _is_repeat(one: Submit | Result, other: Submit | Result) -> bool:

@@ -19,7 +19,7 @@ from koubou_broker.core_settings import CoreSettings
 from koubou_broker.effects import Alert, Allow, Close, Effect, Lookup, Now, Peer, Revoke, Save, Send, Snapshot
 from koubou_broker.outgoing import Outbound
 from koubou_broker.quarantine import Quarantine, source_of
-from koubou_broker.reader import Bodies, ChunkRead, Find, FoundRows, ReadChunk, Reader, ReadFailed
+from koubou_broker.reader import Bodies, ChunkRead, Find, FoundRows, ReadBodies, ReadChunk, Reader, ReadFailed
 from koubou_broker.sessions import Session, Sessions, Transmit
 from koubou_broker.store import Store
 from koubou_broker.turns import Ledger, Source, Turn
@@ -150,9 +150,7 @@ class Conductor:
                 case ChunkRead():
                     self._on_chunk_read(answer)
                 case ReadFailed():
-                    if answer.is_fatal:
-                        raise StopBroker(f"the database cannot be read: {answer.error}")
-                    self.alert("lookup_failed", f"a look-up failed, a fault of Koubou's: {answer.error}", now)
+                    self._on_read_failed(answer, now)
                 case _:
                     assert_never(answer)
 
@@ -214,13 +212,13 @@ class Conductor:
     def refuse(self, reason: str) -> None:
         """Take no submissions until `accept`."""
         if reason != self._refusal:
-            self._refusal = reason
+            self._refusal = self._intake.refusal = reason
             self._turn.add(self._core.refuse_submits(reason, FULL_RETRY_S))
 
     def accept(self) -> None:
         """Take submissions again."""
         if self._refusal:
-            self._refusal = ""
+            self._refusal = self._intake.refusal = ""
             self._turn.add(self._core.accept_submits())
 
     def alert(self, code: str, message: str, now: Now) -> None:
@@ -299,11 +297,27 @@ class Conductor:
             case _:
                 assert_never(message)
 
+    def _on_read_failed(self, answer: ReadFailed, now: Now) -> None:
+        match answer.request:
+            case None:
+                raise StopBroker(f"the database cannot be read: {answer.error}")
+            case Find(term=term, token=token):
+                if term == self._ledger.term:
+                    self._turn.add(self._core.not_found(token, now))
+            case ReadBodies(token=token):
+                self._outbound.read_failed(token)
+            case ReadChunk(session=number):
+                self._read_ended(number)  # whoever asked asks again
+        self.alert("lookup_failed", f"a look-up failed, a fault of Koubou's: {answer.error}", now)
+
+    def _read_ended(self, number: int) -> None:
+        self._reads[number] -= 1
+        if self._reads[number] <= 0:
+            del self._reads[number]
+
     def _on_chunk_read(self, answer: ChunkRead) -> None:
         session = self._sessions.get(answer.session)
-        self._reads[answer.session] -= 1
-        if self._reads[answer.session] <= 0:
-            del self._reads[answer.session]
+        self._read_ended(answer.session)
         if session is None:
             return
         # What was read was committed: nothing has to be waited for.
@@ -358,6 +372,8 @@ class Conductor:
                     self._parts.access.revoke(effect.public_key)
                     self._grants.revoke(effect.public_key)
                 case Alert():
+                    if not effect.message:
+                        self._alerts.pop(effect.code, None)
                     log.log(
                         logging.WARNING if effect.message else logging.INFO,
                         "alert %s: %s",

@@ -58,6 +58,18 @@ class Outbound:
         message = reading.outgoing.message
         self._sessions.complete(session, reading.outgoing, _with(message, reading.data))
 
+    def read_failed(self, token: int) -> None:
+        """Bodies could not be read, a bug of ours: nothing may wait for them for ever."""
+        reading = self._reading.pop(token, None)
+        session = self._sessions.get(reading.session) if reading else None
+        if reading is None or session is None:
+            return
+        message = reading.outgoing.message
+        if isinstance(message, TaskResult):
+            text = f"the output of task {message.task.task_id} could not be read: a fault of Koubou's"
+            message = Error(Code.INTERNAL, text, request_id=message.request_id)
+        self._sessions.complete(session, reading.outgoing, message)
+
     def reset(self) -> None:
         """Forget what waits: its sessions have been renewed."""
         self._reading.clear()

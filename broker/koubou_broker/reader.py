@@ -80,9 +80,9 @@ class ChunkRead:
 
 @dataclass(frozen=True, slots=True)
 class ReadFailed:
-    """A request could not be answered; a fatal one ends the thread."""
+    """`request` could not be answered, a bug of ours; None: nothing can be any more, the thread has ended."""
 
-    is_fatal: bool
+    request: Request | None
     error: str
 
 
@@ -133,7 +133,7 @@ class Reader:
                     self._answer(connection, request)
         except Exception as error:  # the loop must hear of it: a silent reader would strand every look-up
             log.exception("the reader thread failed")
-            self._tell(ReadFailed(is_fatal=True, error=said(error)))
+            self._tell(ReadFailed(None, said(error)))
 
     def _answer(self, connection: Connection, request: Request) -> None:
         try:
@@ -143,9 +143,9 @@ class Reader:
             kind = kind_of(error)
             if kind is FailureKind.FATAL:
                 raise
-            # A bug of ours in one query: who asked will ask again, and everybody else goes on.
+            # A bug of ours in one query: who asked is told so, and everybody else goes on.
             log.exception("a look-up failed")
-            answer = ReadFailed(is_fatal=False, error=f"{type(request).__name__}: {said(error)}")
+            answer = ReadFailed(request, f"{type(request).__name__}: {said(error)}")
         self._tell(answer)
 
     def _tell(self, answer: Answer) -> None:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 
 from koubou_common.codec import EncodeError, encode, type_name
 from koubou_common.errors import Code
-from koubou_common.messages import Error, FromBroker, Story
+from koubou_common.messages import Error, FromBroker, Preview, Status, Story, Workers
 from koubou_common.messages.limits import QUEUE_BYTES
+from koubou_common.messages.values import Plan, WorkerView
 
 SESSIONS = 20_000  # at most this many are remembered; beyond, who was silent longest says hello again
+_SHORT_CHARS = 80  # of a text, where 500 of them have to fit one message
 RETRY_S = 0.02  # how soon a full connection is tried again: POLLOUT speaks for any peer, not for this one
 
 log = logging.getLogger("koubou_broker")
@@ -160,11 +162,46 @@ def _encoded(message: FromBroker, epoch: int) -> bytes:
     try:
         return encode(message, epoch)
     except EncodeError as error:
-        if isinstance(message, Story) and any(attempt.log for attempt in message.attempts[:-1]):
-            # The logs of a hundred attempts do not fit; the last one's tells most.
-            older = tuple(replace(attempt, log="") for attempt in message.attempts[:-1])
-            return _encoded(replace(message, attempts=(*older, *message.attempts[-1:])), epoch)
+        shorter = _shorter(message)
+        if shorter != message:
+            return _encoded(shorter, epoch)
         log.error("an answer cannot be sent: %s", error)
         request_id = getattr(message, "request_id", "")
         text = f"the answer ({type_name(message)}) is too large to be sent; ask for less at a time"
         return encode(Error(Code.TOO_LARGE, text, request_id=request_id), epoch)
+
+
+def _shorter(message: FromBroker) -> FromBroker:
+    """What still fits when peers have used every limit of every text."""
+    match message:
+        case Story():
+            # The logs of a hundred attempts do not fit; the last one's tells most.
+            older = tuple(replace(attempt, log="") for attempt in message.attempts[:-1])
+            return replace(message, attempts=(*older, *message.attempts[-1:]))
+        case Workers():
+            return replace(message, workers=tuple(_shorter_worker(one) for one in message.workers))
+        case Status():
+            alerts = tuple(replace(one, message=one.message[:_SHORT_CHARS]) for one in message.alerts)
+            return replace(message, workers=tuple(_shorter_worker(one) for one in message.workers), alerts=alerts)
+        case Preview():
+            return replace(message, plans=tuple(_shorter_plan(one) for one in message.plans))
+        case _:
+            return message
+
+
+def _shorter_worker(worker: WorkerView) -> WorkerView:
+    return replace(
+        worker,
+        default_model=worker.default_model[:_SHORT_CHARS],
+        models=(),
+        loaded=(),
+        issue=worker.issue[:_SHORT_CHARS],
+        address=worker.address[:_SHORT_CHARS],
+        agent="",
+    )
+
+
+def _shorter_plan(plan: Plan) -> Plan:
+    first = tuple(replace(one, reason=one.reason[:_SHORT_CHARS]) for one in plan.candidates[:1])
+    texts = (plan.model[:_SHORT_CHARS], plan.rule[:_SHORT_CHARS], plan.refusal[:_SHORT_CHARS])
+    return replace(plan, model=texts[0], rule=texts[1], refusal=texts[2], candidates=first)

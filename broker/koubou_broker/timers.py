@@ -18,6 +18,7 @@ class Timer(StrEnum):
     SILENCE = "silence"  # key: worker id
     ENROLMENT = "enrolment"  # key: public key
     MIN_WORKERS = "min_workers"  # key: ""
+    ALERT = "alert"  # key: its code; what happened once is told for so long
 
 
 class Timers:

@@ -5,26 +5,28 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from koubou_agent.__main__ import main
+from koubou_agent.doctor import exposure
 from koubou_agent.single import SingleAgent
 from koubou_common.errors import ConfigError
 from koubou_common.home import Home
 from koubou_common.keys import new_key_pair, write_key_pair, write_public
-from koubou_common.messages import AgentHello, Goodbye
+from koubou_common.messages import AgentHello, Goodbye, Removed
 from koubou_common.messages.values import WorkerConfig
-from koubou_simulator.ollama import SimulatedOllama
+from koubou_simulator.ollama import SimSettings, SimulatedOllama
 from support.cli import stand_in_python
 from support.fake_broker import FakeBroker
 
 
 @pytest.fixture
 def broker() -> Iterator[FakeBroker]:
-    with FakeBroker(WorkerConfig("lan_001", "tiny", ("*",), slots=1)) as made:
+    with FakeBroker(WorkerConfig("lan_001", "qwen2.5-coder:1.5b", ("*",), slots=1)) as made:
         yield made
 
 
@@ -43,7 +45,7 @@ def home(tmp_path: Path, broker: FakeBroker, sim: SimulatedOllama) -> Home:
     write_public(made.public_key_file("broker"), broker.pair.public)
     made.config_file("agent").write_text(
         f"worker_id: lan_001\nbroker_addresses: {broker.address}\nollama_url: {sim.url}\n"
-        f"cli_python: {stand_in_python(tmp_path)}\nollama_parallel: 1\n"
+        f"cli_python: {stand_in_python(tmp_path)}\nollama_parallel: 1\nlog_format: json\n"
     )
     return made
 
@@ -53,8 +55,11 @@ def say(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_doctor_finds_nothing_where_nothing_is_wrong(home: Home) -> None:
-    code, output = say("doctor", "--home", str(home.root), "--json")
+def test_doctor_finds_nothing_where_nothing_is_wrong(home: Home, broker: FakeBroker) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        saying = pool.submit(say, "doctor", "--home", str(home.root), "--json")
+        assert broker.expect(AgentHello).looks_only
+        code, output = saying.result()
     checks = {check["check"]: check for check in json.loads(output)["data"]["checks"]}
     assert code == 0, output
     assert checks["broker"]["finding"] == "ok"
@@ -71,6 +76,27 @@ def test_doctor_names_every_fault_and_how_to_mend_it(home: Home, sim: SimulatedO
     assert "FAULT    broker:" in output
     assert "koubou-ctl workers invite" in output
     assert "FAULT    ollama: nothing answers" in output
+
+
+def test_doctor_says_when_the_worker_was_removed(home: Home, broker: FakeBroker) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        saying = pool.submit(say, "doctor", "--home", str(home.root))
+        broker.expect(AgentHello, answered=False)
+        broker.send(Removed())
+        code, output = saying.result()
+    assert code == 1
+    assert "FAULT    broker: this worker was removed" in output
+
+
+def test_doctor_warns_of_an_ollama_that_is_open_to_the_network() -> None:
+    own = ("127.0.0.2",)  # stands for an address of this box that others can reach
+    with SimulatedOllama(SimSettings(host="127.0.0.1")) as closed:
+        assert list(exposure(closed.url, own)) == []
+    with SimulatedOllama(SimSettings(host="0.0.0.0")) as opened:
+        (check,) = exposure(f"http://127.0.0.1:{opened.port}", own)
+    assert "listens on 127.0.0.2 too" in check.detail
+    (check,) = exposure("http://192.0.2.7:11434", ())
+    assert "used over the network" in check.detail
 
 
 def test_doctor_tells_faults_of_the_settings(home: Home) -> None:
@@ -126,3 +152,6 @@ def test_sigterm_ends_the_process_cleanly_with_a_goodbye(home: Home, broker: Fak
             process.kill()
     assert process.returncode == 0, log
     assert "Traceback" not in log
+    said = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert "connected to the broker" in [line["message"] for line in said]
+    assert len(said) == len(log.splitlines()) - 1, "all but the greeting is in the form of log_format"

@@ -66,10 +66,9 @@ def a_site(
     *,
     model: SimModel | None = None,
     options: str = "{num_ctx: 4096, num_predict: 512}",
-    more: str = "",
 ) -> Iterator[Site]:
     offered = model or model_named(THINKER, "tiny")
-    workers = f"workers: {{local_workers: [{{worker_id: lan_001, model: '{offered.name}', options: {options}{more}}}]}}"
+    workers = f"workers: {{local_workers: [{{worker_id: lan_001, model: '{offered.name}', options: {options}}}]}}"
     with ExitStack() as stack:
         broker = stack.enter_context(a_broker(folder / "broker", a_configuration(BROKER, workers)))
         sim = stack.enter_context(SimulatedOllama(models=[offered]))
@@ -192,12 +191,12 @@ def command(pid: int) -> list[str]:
 
 
 def test_a_stalled_model_is_found_and_the_slot_is_free_again(tmp_path: Path, python: Path) -> None:
-    with a_site(tmp_path, python, more=", limits: {idle_s: 0.5}") as site:
+    with a_site(tmp_path, python, options="{}, network_timeout: 1") as site:
         site.sim.faults.add(Fault(FaultKind.STALL, after=1))
         future = site.client.submit("One [[sim: raw=1]]", max_attempts=1)
-        with pytest.raises(TaskFailedError) as failed:
+        with pytest.raises(TaskFailedError, match="no token came for 1 s"):
             future.result(30)
-        assert failed.value.error_class is ErrorClass.STALLED
+        assert site.client.story(future.id).attempts[-1].error_class is ErrorClass.STALLED
         assert site.client.submit("Two [[sim: raw=2]]").result(30).text == "2"
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from koubou_agent.attempt import AttemptRun, CliRunner, Equipment, ModelFacts, ReadingRates
+from koubou_agent.attempt import AttemptRun, CliRunner, Equipment, ModelFacts, ReadingRates, make_plan
 from koubou_agent.blobs import InputsMissing
 from koubou_agent.cli_env import CliMissing
 from koubou_agent.effects import Failed, Outcome, StartAttempt, Success
@@ -245,6 +245,20 @@ def test_an_answer_over_the_limit_is_too_large(place: Workplace) -> None:
 
 def test_the_tasks_timeout_bounds_the_attempt(place: Workplace) -> None:
     assert failed(place.attempt(b"[[sim: fault=hang]]", timeout_s=0.5)).error_class is ErrorClass.TIMEOUT
+
+
+def test_the_attempts_clock_starts_when_the_model_is_loaded(place: Workplace) -> None:
+    place.sim.faults.add(Fault(FaultKind.SLOW_LOAD, delay_s=1.5))
+    success, _ = succeeded(place.attempt(b"Write it [[sim: raw=1]]", timeout_s=1.0))
+    assert success.metrics.load_ms >= 1_500
+    assert success.metrics.total_ms >= 1_500
+
+
+def test_a_window_is_never_larger_than_what_the_model_was_trained_for() -> None:
+    facts = ModelFacts("qwen2", context_length=4096)
+    assert make_plan(WORKER, PLAIN, facts, LIMITS).num_ctx == 4096
+    assert make_plan(WORKER, PLAIN, replace(facts, context_length=131_072), LIMITS).num_ctx == 8192
+    assert make_plan(WORKER, PLAIN, replace(facts, context_length=0), LIMITS).num_ctx == 8192
 
 
 def test_inputs_that_cannot_be_had_have_a_name(place: Workplace) -> None:

@@ -36,6 +36,13 @@ def test_what_was_put_comes_back_also_after_a_restart(tmp_path: Path) -> None:
     assert BlobCache(tmp_path, 1000, 7).get(sha(b"other")) is None
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes mean nothing elsewhere")
+def test_folder_and_files_of_the_cache_are_for_their_owner_only(tmp_path: Path) -> None:
+    BlobCache(tmp_path / "cache", 1000, 7).put(b"hello")
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "cache" / sha(b"hello").hex()).stat().st_mode & 0o777 == 0o600
+
+
 def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     cache = BlobCache(tmp_path, 10, 7)
     cache.put(b"aaaa")

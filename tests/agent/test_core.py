@@ -1,10 +1,12 @@
 """Dialogues with the agent's core: sessions, dispatches, aborts, heartbeats."""
 
+import logging
+
 import pytest
 
 from koubou_agent.core.core import EXIT_REMOVED
 from koubou_agent.core.session import HELLO_AGAIN_S
-from koubou_agent.effects import Exit, SpoolWrite, StartAttempt, StopAttempt, WipeCaches
+from koubou_agent.effects import Effect, Exit, Log, SpoolWrite, StartAttempt, StopAttempt, WipeCaches
 from koubou_common.errors import Code
 from koubou_common.messages import (
     Abort,
@@ -211,6 +213,19 @@ def test_the_agents_own_ceiling_bounds_the_slots() -> None:
     play.hear(a_welcome(slots=4))
     play.hear(a_dispatch(1))
     assert none_of(StartAttempt, play.hear(a_dispatch(2)))
+
+
+def test_slots_that_this_box_does_not_give_are_warned_of_once() -> None:
+    play = Play(ceiling=1)
+    play.connect()
+    (warning,) = [effect for effect in play.hear(a_welcome(slots=4)) if is_warning(effect)]
+    assert "ollama_parallel" in str(warning)
+    assert not [effect for effect in play.hear(a_welcome(slots=4)) if is_warning(effect)]
+    assert not [effect for effect in play.hear(a_welcome(slots=1)) if is_warning(effect)]
+
+
+def is_warning(effect: Effect) -> bool:
+    return isinstance(effect, Log) and effect.level == logging.WARNING
 
 
 def test_a_releasing_slot_is_not_offered_and_its_freedom_is_told_at_once() -> None:

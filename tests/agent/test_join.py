@@ -10,6 +10,7 @@ import pytest
 
 from koubou_agent.config import agent_config, key_file
 from koubou_agent.join import ensure_key, join
+from koubou_common import durable
 from koubou_common.enrol import enrol
 from koubou_common.errors import Code, ConfigError, KoubouError
 from koubou_common.home import Home
@@ -109,6 +110,7 @@ def test_a_key_left_over_from_an_older_token_is_replaced(broker: FakeBroker, hom
     enrolled(broker, second)
     doing.result()
     assert read_key_pair(key_file(home, "lan_001")).public == second.public_key
+    assert [path.name for path in (home.keys / "agents").iterdir()] == ["lan_001.key"]
 
 
 def test_joining_again_replaces_the_key_and_keeps_the_settings_aside(broker: FakeBroker, home: Home) -> None:
@@ -121,6 +123,51 @@ def test_joining_again_replaces_the_key_and_keeps_the_settings_aside(broker: Fak
     assert read_key_pair(key_file(home, "lan_001")) != old
     assert done.kept_as is not None
     assert "ollama_parallel: 4" in done.kept_as.read_text()
+
+
+def test_the_same_line_may_be_repeated_until_its_key_connects(broker: FakeBroker, home: Home) -> None:
+    home.create()
+    home.config_file("agent").write_text("worker_id: lan_001\nollama_parallel: 4\n")
+    line = encode_token(a_token(broker))
+    doing = Doing(lambda: join(line, home))
+    first = broker.expect(Enrol)
+    enrolled(broker, first)
+    kept = doing.result().kept_as
+    again = Doing(lambda: join(line, home))
+    other = broker.expect(Enrol)
+    broker.send(Error(Code.TOKEN_USED, "this token was used already", "", other.request_id))
+    repeated = broker.expect(Enrol)
+    assert repeated.public_key == first.public_key
+    enrolled(broker, repeated)
+    assert again.result().worker_id == "lan_001"
+    assert read_key_pair(key_file(home, "lan_001")).public == first.public_key
+    assert kept is not None
+    assert "ollama_parallel: 4" in kept.read_text(), "what was set aside first is still there"
+    assert [path.name for path in (home.keys / "agents").iterdir()] == ["lan_001.key"]
+
+
+def test_an_enrolled_key_survives_a_loss_of_power(
+    broker: FakeBroker, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    rename, sync = Path.replace, durable.sync_folder
+
+    def renamed(source: Path, target: Path) -> Path:
+        steps.append(f"rename {target.name}")
+        return rename(source, target)
+
+    def synced(folder: Path) -> None:
+        steps.append(f"sync {folder.name}")
+        sync(folder)
+
+    monkeypatch.setattr(Path, "replace", renamed)
+    monkeypatch.setattr(durable, "sync_folder", synced)
+    doing = Doing(lambda: join(encode_token(a_token(broker)), home))
+    request = broker.expect(Enrol)
+    before = len(steps)
+    enrolled(broker, request)
+    doing.result()
+    assert steps[before : before + 2] == ["rename lan_001.key", "sync agents"]
 
 
 def test_a_second_worker_of_a_box_gets_settings_of_its_own(broker: FakeBroker, home: Home) -> None:
@@ -143,7 +190,7 @@ def test_what_the_broker_refuses_is_told_and_no_key_is_taken_for_enrolled(
     with pytest.raises(KoubouError, match="used already") as error:
         doing.result()
     assert error.value.code is code
-    assert not key_file(home, "lan_001").exists()
+    assert not list((home.keys / "agents").iterdir()), "neither an enrolled key nor one that waits"
     assert not home.config_file("agent").exists()
 
 

@@ -1,6 +1,7 @@
 """The spool on a real disk: whole or not at all, and nothing damaged is trusted."""
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,26 @@ def test_a_uid_that_is_no_uid_never_becomes_a_path(tmp_path: Path, name: str) ->
         Spool(tmp_path).raw_of(name)
 
 
-def test_the_folder_is_for_its_owner_only(tmp_path: Path) -> None:
-    Spool(tmp_path / "spool")
+@pytest.mark.skipif(os.name != "posix", reason="modes mean nothing elsewhere")
+def test_folder_and_files_are_for_their_owner_only(tmp_path: Path) -> None:
+    Spool(tmp_path / "spool").write(a_success(1), b"hello")
     assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
+    assert the_file(tmp_path / "spool", 1).stat().st_mode & 0o777 == 0o600
+
+
+def test_an_outcome_is_there_after_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    fsync, rename = os.fsync, Path.replace
+
+    def synced(handle: int) -> None:
+        fsync(handle)
+        steps.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+
+    def renamed(source: Path, target: Path) -> Path:
+        steps.append("rename")
+        return rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    Spool(tmp_path).write(a_success(1), b"hello")
+    assert steps == ["file", "rename", "folder"]

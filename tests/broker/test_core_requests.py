@@ -16,6 +16,8 @@ from koubou_common.messages import (
     GetStory,
     GetTasks,
     GetWorkers,
+    Message,
+    ResultStored,
     Retry,
     Status,
     Story,
@@ -357,14 +359,13 @@ def test_the_largest_answers_fit_one_message() -> None:
     play.join(MIKA)
     play.core._state.settings = replace(play.settings, limits=Limits(queue_per_client=20_000))
     spec = a_spec()
-    for part in range(20):
-        effects = play.say(MIKA, Submit("s" * 64, "k", (spec,) * 500, part=part, parts=20))
-    submitted = the(sent(effects, Submitted))
+    parts = [play.say(MIKA, Submit("s" * 64, "k", (spec,) * 500, part=part, parts=20)) for part in range(20)]
+    submitted = the(sent(parts[-1], Submitted))
     ids = tuple(ref.task_id for ref in submitted.tasks)
     missing = tuple(range(1, BATCH_TASKS + 1))
     for task in list(play.core._state.tasks.values()):
         task.worker_id = "w" * 64
-    answers = [
+    answers: list[Message] = [
         submitted,
         the(sent(play.say(MIKA, Watch("w" * 64, missing, batch_id=1)), Watching)),
         the(sent(play.say(MIKA, Retry("r" * 64, missing, batch_id=1)), Changes)),
@@ -374,3 +375,52 @@ def test_the_largest_answers_fit_one_message() -> None:
     answers.append(the(sent(play.say(MIKA, Retry("r" * 64, missing, batch_id=1)), Changes)))
     for answer in answers:
         assert codec.decode(codec.encode(answer, 2**62)).message == answer
+
+
+def test_a_failed_look_up_is_answered_and_takes_no_place() -> None:
+    play = a_play()
+    play.core._state.settings = replace(play.settings, limits=Limits(lookups_per_session=1))
+    play.answering = False
+    for _ in range(3):
+        effects = play.say(MIKA, GetTasks("t"))
+        (question,) = [one for one in effects if isinstance(one, Lookup)]
+        error = refusal(play.core.not_found(question.token, play.now))
+        assert (error.code, error.request_id) == (Code.INTERNAL, "t")
+    assert play.core.not_found(question.token, play.now) == []
+    play.core.check()
+
+
+def test_all_who_wait_for_the_same_submission_hear_that_its_look_up_failed() -> None:
+    play = a_play()
+    play.submit(a_spec(), key="k")
+    play.answering = False
+    play.questions.clear()
+    play.submit(a_spec(), key="k")
+    play.submit(a_spec(), key="k")
+    (question,) = play.questions
+    play.questions.clear()
+    errors = sent(play.core.not_found(question.token, play.now), Error)
+    assert [(one.code, one.request_id) for one in errors] == [(Code.INTERNAL, "r2"), (Code.INTERNAL, "r3")]
+    play.answering = True
+    assert the(sent(play.submit(a_spec(), key="k"), Submitted)).tasks[0].existing
+
+
+def test_a_result_whose_look_up_failed_is_looked_up_again_when_it_comes_again() -> None:
+    play = a_play()
+    uid = play.dispatched().attempt_uid
+    play.say(W1, a_result(uid))
+    play.answering = False
+    (question,) = [one for one in play.say(W1, a_result(uid)) if isinstance(one, Lookup)]
+    assert play.core.not_found(question.token, play.now) == []
+    play.questions.clear()
+    play.answering = True
+    assert len(sent(play.say(W1, a_result(uid)), ResultStored)) == 1
+
+
+def test_what_happened_once_is_told_for_a_day_after_the_last_time() -> None:
+    play = a_play()
+    assert script(play.core.alert("odd", "it happened", play.now)) == ["alert odd"]
+    play.wait(80_000)
+    assert script(play.core.alert("odd", "it happened", play.now)) == []
+    assert "no alert odd" not in script(play.wait(80_000))
+    assert "no alert odd" in script(play.wait(10_000))

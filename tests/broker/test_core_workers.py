@@ -179,3 +179,17 @@ def test_a_worker_that_the_file_does_not_name_may_join_and_runs_named_models() -
     effects = play.submit(a_spec(model="qwen:7b"), who=BOSS)
     assert the(sent(effects, Dispatch)).model == "qwen:7b"
     assert len(sent(effects, Submitted)) == 1
+
+
+def test_the_alert_of_a_poison_task_ends_when_it_is_retried_or_after_a_day() -> None:
+    play = Play(some_settings(a_worker("w1")))
+    play.join(MIKA)
+    for task_id in (1, 2):
+        play.submit()
+        for boot in ("b1", "b2", "b3", "b4"):
+            effects = play.join(W1, an_agent_hello(boot=f"{boot}{task_id}"))
+        assert play.state_of(task_id) == "failed"
+        assert f"alert poison:{task_id}" in script(effects)
+    assert "no alert poison:1" in script(play.say(MIKA, Retry("r", (1,))))
+    assert "no alert poison:2" in script(play.wait(86_400))
+    assert all(not code.startswith("poison") for code in play.core._state.alerts)

@@ -368,6 +368,7 @@ def test_status_is_the_workshop_at_a_glance(ctl: Ctl, workshop: FakeWorkshop) ->
 def test_a_worker_that_cannot_work_is_not_called_ready(ctl: Ctl, workshop: FakeWorkshop) -> None:
     _status(workshop)
     status = workshop.status
+    assert status is not None
     worker = replace(status.workers[0], running=0, can_work=False, issue="gemini-repo-cli is not installed")
     workshop.status = replace(status, workers=(worker,))
     assert "lan_001  blocked" in ctl("status").out

@@ -9,7 +9,7 @@ import pytest
 
 from koubou_common import logs
 
-Logged = Callable[[str], list[str]]
+Logged = Callable[[logs.LogFormat], list[str]]
 
 
 @pytest.fixture(params=["koubou_agent", "koubou_broker"])

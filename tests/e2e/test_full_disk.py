@@ -16,9 +16,8 @@ from support.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e-disk")]
 
-DISK_BYTES = 12 << 20  # an empty database, its reserve, and some prompts
-FILLER_BYTES = 5 << 20
-PROMPT_BYTES = 200_000
+DISK_BYTES = 64 << 20
+FILLER_BYTES = 56 << 20  # what is left holds an empty database, its reserve, and some prompts
 MOST_SUBMITS = 200
 WORKER = Worker("local_001", MODEL, "http://localhost:1", options={"num_ctx": 262_144})
 
@@ -35,19 +34,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(state)], check=True)
 
 
-def test_a_disk_that_fills_up_loses_nothing_and_the_broker_comes_back(small_disk: Path, cli_python: Path) -> None:
+@pytest.mark.parametrize("prompt_bytes", [200_000, 300_000], ids=["inline", "pulled"])
+def test_a_disk_that_fills_up_loses_nothing_and_the_broker_comes_back(
+    small_disk: Path, cli_python: Path, prompt_bytes: int
+) -> None:
     filler = small_disk / "state" / "somebody_elses"
     filler.write_bytes(b"\0" * FILLER_BYTES)
     with Site(small_disk, cli_python) as site:
         site.open([WORKER], broker=QUICK + ROOMY)
         accepted: list[int] = []
-        refused = fill(site, accepted)
+        refused = fill(site, prompt_bytes, accepted)
         assert (slug(refused), refused.code) == ("store-full", 7), refused.err
         assert len(accepted) > 3
         assert on_record(site) == sorted(accepted), "the record holds what was accepted, and nothing else"
 
         filler.unlink()
-        eventually(lambda: submit(site).code == 0, 30.0, "accepted again")
+        eventually(lambda: submit(site, prompt_bytes).code == 0, 30.0, "accepted again")
         assert set(accepted) < set(on_record(site))
 
         site.workshop.broker.kill()
@@ -70,18 +72,18 @@ def test_a_disk_that_is_nearly_full_refuses_tasks_before_it_is(
         assert site.ctl("status").code == 0
 
 
-def fill(site: Site, accepted: list[int]) -> Ran:
+def fill(site: Site, prompt_bytes: int, accepted: list[int]) -> Ran:
     """Submit until it is refused; the refusal."""
     for _ in range(MOST_SUBMITS):
-        ran = submit(site)
+        ran = submit(site, prompt_bytes)
         if ran.code != 0:
             return ran
         accepted.append(int(ran.out))
-    raise AssertionError(f"{MOST_SUBMITS} prompts of {PROMPT_BYTES} bytes fitted {DISK_BYTES} bytes")
+    raise AssertionError(f"{MOST_SUBMITS} prompts of {prompt_bytes} bytes fitted {DISK_BYTES} bytes")
 
 
-def submit(site: Site) -> Ran:
-    return site.ctl("submit", "-", stdin=secrets.token_hex(PROMPT_BYTES // 2).encode())
+def submit(site: Site, prompt_bytes: int) -> Ran:
+    return site.ctl("submit", "-", stdin=secrets.token_hex(prompt_bytes // 2).encode())
 
 
 def on_record(site: Site) -> list[int]:

@@ -70,15 +70,16 @@ class FakeBroker:
         """To the peer heard last."""
         self._router.send_multipart([self._peer, encode(message, self.epoch)])
 
-    def expect(self, kind: type[Kind], timeout_s: float = 15.0) -> Kind:
-        """The next message of that kind; Hellos and Heartbeats before it are answered, others are a failure."""
+    def expect(self, kind: type[Kind], timeout_s: float = 15.0, *, answered: bool = True) -> Kind:
+        """The next message of that kind; Hellos and Heartbeats are answered, others before it are a failure."""
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:
             if not self._router.poll(int(left_s * 1000) + 1):
                 break
             self._peer, data = self._router.recv_multipart()
             message = decode(data).message
-            self._answer(message)
+            if answered:
+                self._answer(message)
             if isinstance(message, kind):
                 return message
             assert isinstance(message, AgentHello | Heartbeat | ClientHello), f"{message} where {kind.__name__} was due"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from koubou_broker.core.attempts import Attempts
 from koubou_broker.core.lifecycle import Lifecycle
-from koubou_broker.core.state import Refusal, Session, State
+from koubou_broker.core.state import ALERT_LASTS_S, Refusal, Session, State
 from koubou_broker.core.views import worker_views
 from koubou_broker.effects import Allow, Close
 from koubou_broker.task import LiveAttempt
@@ -228,7 +228,7 @@ class Agents:
             state.emit(Close(old))
         if message.boot_id in worker.old_boot_ids:
             text = f"two agents use the key of {worker.worker_id} in turn: only the newest gets work"
-            state.alert(f"twice:{worker.worker_id}", text)
+            state.alert(f"twice:{worker.worker_id}", text, lasts_s=ALERT_LASTS_S)
         worker.connect(session.session, message.boot_id, now_s, message.status.last_dispatch)
         for attempt in self._held(worker):
             # Dispatches of earlier sessions are dropped on arrival: what is not listed never will be.

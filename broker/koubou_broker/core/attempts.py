@@ -4,7 +4,7 @@ import heapq
 from dataclasses import replace
 
 from koubou_broker.core.lifecycle import Lifecycle
-from koubou_broker.core.state import State
+from koubou_broker.core.state import ALERT_LASTS_S, State
 from koubou_broker.effects import FindAttempt, Found
 from koubou_broker.records import Attempt, BodyRef, Parked, WorkerMetric
 from koubou_broker.routing import model_bytes_of
@@ -264,7 +264,8 @@ class Attempts:
         if verdict.error_class is not None:
             self._lifecycle.failed(task, verdict.error_class, verdict.message, record.worker_id, record.number)
             if verdict.error_class is ErrorClass.POISON:
-                state.alert(f"poison:{task.task_id}", f"task {task.task_id}: {verdict.message}")
+                text = f"task {task.task_id}: {verdict.message}"
+                state.alert(f"poison:{task.task_id}", text, lasts_s=ALERT_LASTS_S)
             return
         reason = f"{error_class}: {message}" if message else str(error_class)
         wait_s = state.draw_fraction() * verdict.wait_most_s if verdict.wait_most_s else 0.0
@@ -375,6 +376,7 @@ class Attempts:
         state.alert(
             f"parked:{worker_id}",
             f"{worker_id} delivered work that this database does not know (restored from a backup?): it is parked",
+            lasts_s=ALERT_LASTS_S,
         )
 
     def _stored(self, session: int, uid: str, disposition: Disposition) -> None:

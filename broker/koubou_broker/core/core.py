@@ -14,7 +14,7 @@ from koubou_broker.core.keys import ALLOWED, PrincipalKeys
 from koubou_broker.core.lifecycle import Lifecycle
 from koubou_broker.core.requests import Requests
 from koubou_broker.core.restore import repair, restore
-from koubou_broker.core.state import Refusal, Session, State
+from koubou_broker.core.state import ALERT_LASTS_S, Refusal, Session, State
 from koubou_broker.core.submissions import Submissions
 from koubou_broker.core_settings import CoreSettings
 from koubou_broker.effects import Close, Effect, Found, Now, Peer, Snapshot
@@ -90,6 +90,12 @@ class Core:
         self._state.found(token, found)
         return self._finish()
 
+    def not_found(self, token: int, now: Now) -> list[Effect]:
+        """A Lookup could not be answered, a bug of ours: who asked is told so."""
+        self._state.now = now
+        self._state.not_found(token)
+        return self._finish()
+
     def end_batch(self) -> int:
         """The number of the batch made of all steps since the last call: what `durable` will name."""
         state = self._state
@@ -140,7 +146,7 @@ class Core:
     def alert(self, code: str, message: str, now: Now) -> list[Effect]:
         """The server has something to tell people; an empty message ends it."""
         self._state.now = now
-        self._state.alert(code, message)
+        self._state.alert(code, message, lasts_s=ALERT_LASTS_S)
         return self._state.finish()
 
     def refuse_submits(self, reason: str, retry_after_s: float) -> list[Effect]:
@@ -317,5 +323,7 @@ class Core:
                 self._keys.expire(str(key))
             case Timer.MIN_WORKERS:
                 self._agents.check_min_workers()
+            case Timer.ALERT:
+                state.alert(str(key), "")
             case _:
                 assert_never(kind)

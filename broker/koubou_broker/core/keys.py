@@ -54,7 +54,7 @@ ALLOWED: Mapping[Role, frozenset[type]] = {
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TTL_MOST_S = 30 * 86_400.0  # an invitation left lying about is a key left lying about
 _HOLDERS = (Role.WORKER, Role.CLIENT, Role.OPERATOR)
-_KEYS_SHOWN = 5_000  # some 150 bytes each
+_KEYS_SHOWN = 4_000  # at most 220 bytes each
 
 
 class PrincipalKeys:

@@ -52,6 +52,7 @@ class Lifecycle:
         state = self._state
         task = ended.reopened()
         before = task.move(Cause.REOPENED, actor)
+        state.alert(f"poison:{task.task_id}", "")
         state.index_task(task)
         self._record(task, before, actor, 0, "retry")
         self.make_ready(task)

@@ -35,12 +35,13 @@ from koubou_broker.records import (
 )
 from koubou_broker.routing import TaskRouter
 from koubou_broker.task import LiveAttempt, Task
-from koubou_broker.timers import Timers
+from koubou_broker.timers import Timer, Timers
 from koubou_broker.workers import LiveWorker
 from koubou_common.errors import Code
 from koubou_common.messages import Error, FromBroker, Submitted
 from koubou_common.messages.values import AlertView, Role, TaskSpec
 
+ALERT_LASTS_S = 86_400.0  # of what happened once and has no end of its own: everybody concerned has looked by then
 _ALERT_CODE_CHARS = 64  # the wire's limit of a word
 _SENTENCE_CHARS = 2_000
 _UID_BYTES = 16
@@ -95,6 +96,7 @@ class _Pending:
     session: int
     request_id: str
     then: Callable[[Found], None]
+    failed: Callable[[Refusal], None] | None
 
 
 class State:
@@ -165,10 +167,14 @@ class State:
         """A change of the allow-list, or the end of a session."""
         self._effects.append(effect)
 
-    def alert(self, code: str, message: str) -> None:
-        """Tell a person; an empty message ends the alert."""
+    def alert(self, code: str, message: str, *, lasts_s: float = 0.0) -> None:
+        """Tell a person; an empty message ends the alert, and so does `lasts_s` after it was last raised."""
         code = code[:_ALERT_CODE_CHARS]
         before = self.alerts.get(code)
+        if message and lasts_s:
+            self.timers.set(Timer.ALERT, code, self.now.mono_s + lasts_s)
+        else:
+            self.timers.drop(Timer.ALERT, code)
         if not message:
             if before is None:
                 return
@@ -203,8 +209,16 @@ class State:
 
     # Look-ups
 
-    def lookup(self, session: int, query: Query, then: Callable[[Found], None], request_id: str = "") -> None:
-        """Ask the store; `then` gets the rows."""
+    def lookup(
+        self,
+        session: int,
+        query: Query,
+        then: Callable[[Found], None],
+        request_id: str = "",
+        *,
+        failed: Callable[[Refusal], None] | None = None,
+    ) -> None:
+        """Ask the store; `then` gets the rows, `failed` hears why there are none (else who asked is told)."""
         peer = self.sessions.get(session)
         if not self.may_look_up(session):
             most = self.settings.limits.lookups_per_session
@@ -213,7 +227,7 @@ class State:
         if peer is not None:
             peer.lookups += 1
         self._last_token += 1
-        self._pending[self._last_token] = _Pending(session, request_id, then)
+        self._pending[self._last_token] = _Pending(session, request_id, then, failed)
         self._effects.append(Lookup(self._last_token, query))
 
     def may_look_up(self, session: int) -> bool:
@@ -226,19 +240,29 @@ class State:
         pending = self._pending.get(token)
         if pending is None:
             return
-        peer = self.sessions.get(pending.session)
-        if peer is not None:
-            peer.lookups = max(0, peer.lookups - 1)
         try:
             # Also for a session that has gone: others may wait for the same answer.
             pending.then(found)
         except Refusal as refusal:
-            if peer is not None:
+            if pending.session in self.sessions:
                 self.refuse(pending.session, pending.request_id, refusal)
         finally:
             # After `then`, which still needs what ended meanwhile.
-            self._pending.pop(token, None)
-            self._drop_just_ended()
+            self._looked_up(token, pending)
+
+    def not_found(self, token: int) -> None:
+        """The store could not answer."""
+        pending = self._pending.get(token)
+        if pending is None:
+            return
+        text = "the broker could not look this up: a fault of Koubou's, not of yours"
+        refusal = Refusal(Code.INTERNAL, text, "other requests are not affected; the broker's log has more")
+        if pending.failed is not None:
+            pending.failed(refusal)
+        elif pending.request_id and pending.session in self.sessions:
+            # An agent's deliveries have no request_id: they are repeated until they are stored.
+            self.refuse(pending.session, pending.request_id, refusal)
+        self._looked_up(token, pending)
 
     def ended(self, task: Task) -> None:
         """Keep a task that ends while rows are being read: they may show it as it was."""
@@ -339,6 +363,13 @@ class State:
             del watchers[session.session, request_id]
             if not watchers:
                 del self.watchers[task_id]
+
+    def _looked_up(self, token: int, pending: _Pending) -> None:
+        del self._pending[token]
+        peer = self.sessions.get(pending.session)
+        if peer is not None:
+            peer.lookups -= 1
+        self._drop_just_ended()
 
     def _drop_just_ended(self) -> None:
         if not self._pending:

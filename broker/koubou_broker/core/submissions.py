@@ -106,7 +106,11 @@ class Submissions:
         def then(found: Found) -> None:
             self._found(principal, key, found)
 
-        state.lookup(session.session, FindSubmission(principal, key), then, message.request_id)
+        def failed(refusal: Refusal) -> None:
+            for one in self._asked.pop((principal, key), ()):
+                state.refuse(one.session, one.request_id, refusal)
+
+        state.lookup(session.session, FindSubmission(principal, key), then, message.request_id, failed=failed)
         self._asked[principal, key] = [wish]
 
     def _found(self, principal: str, key: str, found: Found) -> None:

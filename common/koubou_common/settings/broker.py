@@ -50,7 +50,7 @@ class BrokerLimits(SettingsModel):
     max_workers: int = Field(
         256,
         ge=1,
-        le=1_000,
+        le=500,  # one message shows them all
         description="Workers that may be enrolled, whatever workers.yaml says.",
     )
     max_sessions: int = Field(1_000, ge=1, le=65_535, description="Agents and clients connected at the same time.")
