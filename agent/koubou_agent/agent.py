@@ -24,6 +24,7 @@ from koubou_agent.core import AgentCore, CoreSettings
 from koubou_agent.effects import (
     Effect,
     Exit,
+    Failed,
     Log,
     Outcome,
     Send,
@@ -38,6 +39,7 @@ from koubou_agent.outputs import Outputs
 from koubou_agent.spool import Spool, is_uid
 from koubou_common import __version__
 from koubou_common.codec import DecodeError, EncodeError, decode, encode
+from koubou_common.errors import ErrorClass
 from koubou_common.keys import KeyPair
 from koubou_common.link import Connected, Disconnected, Link, Received
 from koubou_common.messages import (
@@ -227,6 +229,9 @@ class Agent:
                 self._threads.pop(uid, None)
                 self._outputs.take(uid, raw)
                 self._look_at_slots()
+                if isinstance(outcome, Failed) and outcome.error_class is ErrorClass.OLLAMA_UNREACHABLE:
+                    # Before the failure is told: the slot it names must not bring the next task to the same end.
+                    self._do(self._core.health(self._box.doubt(), now))
                 self._do(self._core.ended(uid, outcome, now))
                 self._outputs.settle(uid)
             case _Stop(grace_s):

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
 from koubou_agent import cli_env
@@ -14,6 +15,7 @@ from koubou_agent.gateway import Gateway
 from koubou_agent.preload import Preloader
 from koubou_agent.probe import Health, Probe
 from koubou_agent.runner import Runner
+from koubou_common.errors import KoubouError
 from koubou_common.messages.values import AgentHealth, ModelSeen, WorkerConfig
 from koubou_common.models import normal_model
 
@@ -40,7 +42,9 @@ class Box:
         self._cli_issue = "gemini-repo-cli is not started yet"
         self._facts: dict[str, ModelFacts] = {}
         self._version: tuple[int, ...] = ()
+        self._told = UNKNOWN
         self._stopping = threading.Event()
+        self._again = threading.Event()  # look now
         self._look = threading.Thread(target=self._watch, name="probe", daemon=True)
         self._warm_up: threading.Thread | None = None
         self.gateway = Gateway(config.ollama_url)
@@ -55,6 +59,7 @@ class Box:
     def stop(self) -> None:
         """End everything that belongs to attempts, also those that run."""
         self._stopping.set()
+        self._again.set()
         self.preloader.stop()
         self.gateway.stop()
         if self._runner is not None:
@@ -72,6 +77,12 @@ class Box:
     def facts(self, model: str) -> ModelFacts:
         """What the last look saw of a model."""
         return self._facts.get(normal_model(model), ModelFacts(ollama_version=self._version))
+
+    def doubt(self) -> AgentHealth:
+        """An attempt found nothing listening: what is true until the next look, which comes at once."""
+        self._again.set()
+        issue = f"nothing answers at {self._config.ollama_url}: is Ollama running there?"
+        return replace(self._told, ollama_ok=False, issue=issue, can_work=False)
 
     def warm_up(self, worker: WorkerConfig) -> None:
         """Load the default model before the first task asks for it; once, and as soon as it is seen there."""
@@ -94,15 +105,24 @@ class Box:
     def _watch(self) -> None:
         said = ""
         while not self._stopping.is_set():
-            health = self._probe.check()
-            self._remember(health)
-            self._start_runner()
-            told = agent_health(health, self._cli_issue)
+            self._again.clear()
+            told = self._looked()
+            self._told = told
             if told.issue != said:
                 said = told.issue
                 _log.log(logging.WARNING if said else logging.INFO, "%s", said or "this box can work")
             self._report(told)
-            self._stopping.wait(PROBE_EVERY_S)
+            self._again.wait(PROBE_EVERY_S)
+
+    def _looked(self) -> AgentHealth:
+        try:
+            health = self._probe.check()
+            self._remember(health)
+            self._start_runner()
+        except Exception as error:  # without this thread nobody would ever hear of this box again
+            _log.exception("the agent's own fault while it looked at its box")
+            return AgentHealth(issue=f"{type(error).__name__}: {error}"[:_SENTENCE_CHARS], can_work=False)
+        return agent_health(health, self._cli_issue)
 
     def _remember(self, health: Health) -> None:
         if not health.ok:
@@ -126,8 +146,8 @@ class Box:
         try:
             runner = Runner(cli_python(config), config.work_dir)
             runner.start()
-        except CliMissing as error:
-            self._cli_issue = f"{error.message}; {error.hint}"
+        except KoubouError as error:
+            self._cli_issue = "; ".join(part for part in (error.message, error.hint) if part)
         except OSError as error:
             self._cli_issue = f"gemini-repo-cli cannot be started: {error}"
         else:

@@ -22,6 +22,7 @@ from koubou_broker.records import Principal
 from koubou_broker.reserve import Reserve
 from koubou_broker.retention import Keep, Sweep, wall_ms
 from koubou_broker.server import Machine, Server
+from koubou_broker.soundness import note_surroundings, trusted
 from koubou_broker.store import Store
 from koubou_broker.wake import Wake
 from koubou_common.errors import Code, KoubouError
@@ -101,6 +102,8 @@ def running(home: Home, configuration: Configuration) -> Iterator[Running]:
         stack.enter_context(locked(home))
         keys = prepare(home)
         migrate.prepare(places.database)
+        note_surroundings(places.database)
+        stack.enter_context(trusted(places.database, home.state / "in_use"))
         writer = _disposed(stack, open_writer(places.database))
         term = begin_term(writer, home.state / "epoch", wall_ms())
         _enlist_operator(writer, keys.operator.public)

@@ -20,7 +20,6 @@ from koubou_common.keys import new_key_pair, write_key_pair, write_public
 from koubou_common.messages import AgentHello, Goodbye, Removed
 from koubou_common.messages.values import WorkerConfig
 from koubou_simulator.ollama import SimSettings, SimulatedOllama
-from support.cli import stand_in_python
 from support.fake_broker import FakeBroker
 
 
@@ -37,7 +36,7 @@ def sim() -> Iterator[SimulatedOllama]:
 
 
 @pytest.fixture
-def home(tmp_path: Path, broker: FakeBroker, sim: SimulatedOllama) -> Home:
+def home(tmp_path: Path, broker: FakeBroker, sim: SimulatedOllama, stand_in: Path) -> Home:
     made = Home(tmp_path)
     made.create()
     pair = broker.enrolled()
@@ -45,7 +44,7 @@ def home(tmp_path: Path, broker: FakeBroker, sim: SimulatedOllama) -> Home:
     write_public(made.public_key_file("broker"), broker.pair.public)
     made.config_file("agent").write_text(
         f"worker_id: lan_001\nbroker_addresses: {broker.address}\nollama_url: {sim.url}\n"
-        f"cli_python: {stand_in_python(tmp_path)}\nollama_parallel: 1\nlog_format: json\n"
+        f"cli_python: {stand_in}\nollama_parallel: 1\nlog_format: json\n"
     )
     return made
 

@@ -1,22 +1,19 @@
 """The whole agent in a thread, against a broker by hand, a simulated Ollama, and the CLI's stand-in."""
 
 import hashlib
-import threading
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from koubou_agent.agent import Agent
-from koubou_agent.config import AgentConfig, agent_config
+from koubou_agent import box as box_module
 from koubou_agent.core.core import EXIT_REMOVED
 from koubou_agent.effects import Exit
+from koubou_agent.runner import Runner
 from koubou_agent.spool import Spool
-from koubou_common.errors import ErrorClass
-from koubou_common.home import Home
-from koubou_common.keys import KeyPair, write_public
+from koubou_common.errors import Code, ErrorClass, KoubouError
 from koubou_common.messages import (
     Abort,
     BlobChunk,
@@ -40,8 +37,8 @@ from koubou_common.messages.values import (
     WorkerLimits,
 )
 from koubou_simulator.ollama import Fault, FaultKind, SimulatedOllama, model_named
+from support.agent_house import AgentHouse
 from support.agent_play import a_body, a_dispatch, a_success, uid
-from support.cli import stand_in_python
 from support.fake_broker import FakeBroker
 from support.waiting import eventually
 
@@ -51,11 +48,6 @@ ONE_SECOND = b"[[sim: length=1000]]"
 WORKER = WorkerConfig(
     "lan_001", MODEL, ("*",), slots=1, limits=WorkerLimits(load_s=10, first_token_s=10, idle_s=10, total_s=20)
 )
-
-
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_in_python(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture
@@ -71,43 +63,11 @@ def broker() -> Iterator[FakeBroker]:
         yield made
 
 
-class Office:
-    """A home with the settings of an agent, and the agent's thread."""
-
-    def __init__(self, folder: Path, broker: FakeBroker, sim: SimulatedOllama, python: Path) -> None:
-        self.home = Home(folder)
-        self.home.create()
-        self.home.config_file("agent").write_text(
-            f"worker_id: lan_001\nbroker_addresses: ['{broker.address}']\n"
-            f"ollama_url: {sim.url}\ncli_python: {python}\nslots_ceiling: 1\n"
-        )
-        write_public(self.home.public_key_file("broker"), broker.pair.public)
-        self.exit: Exit | None = None
-
-    @property
-    def config(self) -> AgentConfig:
-        return agent_config(self.home)
-
-    @contextmanager
-    def agent(self, pair: KeyPair) -> Iterator[tuple[Agent, threading.Thread]]:
-        agent = Agent(self.config, pair)
-        thread = threading.Thread(target=self._run, args=(agent,))
-        thread.start()
-        try:
-            yield agent, thread
-        finally:
-            agent.stop(0)
-            agent.stop(0)  # a second one does not wait for the broker
-            thread.join(20)
-            assert not thread.is_alive()
-
-    def _run(self, agent: Agent) -> None:
-        self.exit = agent.run()
-
-
 @pytest.fixture
-def office(tmp_path: Path, broker: FakeBroker, sim: SimulatedOllama, python: Path) -> Office:
-    return Office(tmp_path, broker, sim, python)
+def office(tmp_path: Path, broker: FakeBroker, sim: SimulatedOllama, stand_in: Path) -> AgentHouse:
+    return AgentHouse(
+        tmp_path, broker_address=broker.address, broker_key=broker.pair.public, ollama_url=sim.url, python=stand_in
+    )
 
 
 def ready(broker: FakeBroker) -> None:
@@ -135,7 +95,12 @@ def stored(broker: FakeBroker, number: int = 1) -> None:
     broker.send(ResultStored(uid(number), Disposition.RECORDED))
 
 
-def test_a_dispatch_becomes_a_result_with_its_text_inside(office: Office, broker: FakeBroker) -> None:
+def kept(office: AgentHouse) -> list[str]:
+    """The outcomes in the spool. Looked at only: loading a spool clears what is half written, and it is not ours."""
+    return [path.stem for path in office.config.spool_dir.glob("*.outcome")]
+
+
+def test_a_dispatch_becomes_a_result_with_its_text_inside(office: AgentHouse, broker: FakeBroker) -> None:
     with office.agent(broker.enrolled()):
         ready(broker)
         dispatched(broker, b"hello [[sim: raw=print(1)]]")
@@ -144,15 +109,15 @@ def test_a_dispatch_becomes_a_result_with_its_text_inside(office: Office, broker
         assert result.attempt_uid == uid(1)
         assert result.status.free_slots == 1
         assert result.status.last_dispatch == 1
-        assert len(Spool(office.config.spool_dir).load()) == 1
+        assert kept(office) == [uid(1)]
         stored(broker)
         while broker.expect_heartbeat(0).status.spooled:
             pass
-        assert Spool(office.config.spool_dir).load() == []
+        assert kept(office) == []
     assert office.exit == Exit(0, "stopped")
 
 
-def test_large_inputs_are_pulled_in_pieces_and_kept(office: Office, broker: FakeBroker) -> None:
+def test_large_inputs_are_pulled_in_pieces_and_kept(office: AgentHouse, broker: FakeBroker) -> None:
     prompt = b"hello [[sim: raw=short]]" + b"x" * CHUNK_BYTES
     content = bytes(range(32, 127)) * 25_000  # five pieces
     broker.worker = replace(WORKER, options=(Option("num_ctx", 2_000_000), Option("num_predict", 1_000)))
@@ -174,7 +139,7 @@ def test_large_inputs_are_pulled_in_pieces_and_kept(office: Office, broker: Fake
     assert kept == sorted([len(prompt), len(content)])
 
 
-def test_large_outputs_are_given_in_pieces(office: Office, broker: FakeBroker) -> None:
+def test_large_outputs_are_given_in_pieces(office: AgentHouse, broker: FakeBroker) -> None:
     said = b"x" * (CHUNK_BYTES + 1000)
     Spool(office.config.spool_dir).write(a_success(1, said), said)
     with office.agent(broker.enrolled()):
@@ -187,7 +152,7 @@ def test_large_outputs_are_given_in_pieces(office: Office, broker: FakeBroker) -
         broker.send(BlobGet(b"?" * 32, 0))
         broker.expect(BlobMissing)
         stored(broker)
-        eventually(lambda: not Spool(office.config.spool_dir).load())
+        eventually(lambda: not kept(office))
         broker.send(BlobGet(result.raw.sha256, 0))
         broker.expect(BlobMissing)  # forgotten with the outcome
 
@@ -197,7 +162,7 @@ def piece(broker: FakeBroker, content: bytes, index: int) -> None:
     broker.send(BlobChunk(hashlib.sha256(content).digest(), index, data))
 
 
-def test_an_input_that_the_broker_lacks_ends_the_attempt(office: Office, broker: FakeBroker) -> None:
+def test_an_input_that_the_broker_lacks_ends_the_attempt(office: AgentHouse, broker: FakeBroker) -> None:
     with office.agent(broker.enrolled()):
         ready(broker)
         dispatched(broker, b"hello", files=(File("a.txt", a_body(b"gone")),))
@@ -206,7 +171,7 @@ def test_an_input_that_the_broker_lacks_ends_the_attempt(office: Office, broker:
 
 
 def test_an_aborted_attempt_disappears_from_the_heartbeats(
-    office: Office, broker: FakeBroker, sim: SimulatedOllama
+    office: AgentHouse, broker: FakeBroker, sim: SimulatedOllama
 ) -> None:
     sim.faults.add(Fault(FaultKind.STALL, after=3))
     with office.agent(broker.enrolled()):
@@ -219,7 +184,7 @@ def test_an_aborted_attempt_disappears_from_the_heartbeats(
         ready(broker)
 
 
-def test_a_result_outlives_the_agent_and_is_delivered_by_the_next(office: Office, broker: FakeBroker) -> None:
+def test_a_result_outlives_the_agent_and_is_delivered_by_the_next(office: AgentHouse, broker: FakeBroker) -> None:
     pair = broker.enrolled()
     with office.agent(pair):
         ready(broker)
@@ -233,14 +198,14 @@ def test_a_result_outlives_the_agent_and_is_delivered_by_the_next(office: Office
         assert broker.hellos[-1].boot_id != broker.hellos[0].boot_id
 
 
-def test_work_goes_on_without_a_broker_and_is_delivered_to_the_next_one(office: Office, broker: FakeBroker) -> None:
+def test_work_goes_on_without_a_broker_and_is_delivered_to_the_next_one(office: AgentHouse, broker: FakeBroker) -> None:
     pair = broker.enrolled()
     with office.agent(pair):
         ready(broker)
         dispatched(broker, ONE_SECOND, model=SLOW_MODEL)
         broker.expect_heartbeat(1)
         broker.stop()
-        eventually(lambda: Spool(office.config.spool_dir).load(), what="the result is in the spool")
+        eventually(lambda: kept(office), 30, what="the result is in the spool")
         with FakeBroker(WORKER, address=broker.address, pair=broker.pair) as later:
             later.epoch = broker.epoch + 1
             later.access.allow(pair.public, "lan_001", Role.WORKER)
@@ -248,7 +213,7 @@ def test_work_goes_on_without_a_broker_and_is_delivered_to_the_next_one(office: 
             assert later.hellos[-1].status.spooled == (uid(1),)
 
 
-def test_sigterm_finishes_what_runs_and_says_goodbye(office: Office, broker: FakeBroker) -> None:
+def test_sigterm_finishes_what_runs_and_says_goodbye(office: AgentHouse, broker: FakeBroker) -> None:
     with office.agent(broker.enrolled()) as (agent, thread):
         ready(broker)
         dispatched(broker, ONE_SECOND, model=SLOW_MODEL)
@@ -262,7 +227,9 @@ def test_sigterm_finishes_what_runs_and_says_goodbye(office: Office, broker: Fak
     assert office.exit == Exit(0, "stopped")
 
 
-def test_what_does_not_finish_in_time_is_handed_back(office: Office, broker: FakeBroker, sim: SimulatedOllama) -> None:
+def test_what_does_not_finish_in_time_is_handed_back(
+    office: AgentHouse, broker: FakeBroker, sim: SimulatedOllama
+) -> None:
     sim.faults.add(Fault(FaultKind.STALL, after=3))
     with office.agent(broker.enrolled()) as (agent, _):
         ready(broker)
@@ -272,7 +239,7 @@ def test_what_does_not_finish_in_time_is_handed_back(office: Office, broker: Fak
         assert broker.expect(Failure).error_class is ErrorClass.DRAIN
 
 
-def test_a_removed_worker_wipes_its_cache_and_ends_with_a_clear_word(office: Office, broker: FakeBroker) -> None:
+def test_a_removed_worker_wipes_its_cache_and_ends_with_a_clear_word(office: AgentHouse, broker: FakeBroker) -> None:
     with office.agent(broker.enrolled()) as (_, thread):
         ready(broker)
         dispatched(broker, b"hello", files=(File("a.txt", a_body(b"secret")),))
@@ -286,11 +253,11 @@ def test_a_removed_worker_wipes_its_cache_and_ends_with_a_clear_word(office: Off
     assert office.exit is not None
     assert office.exit.code == EXIT_REMOVED
     assert list(office.config.cache_dir.iterdir()) == []
-    assert len(Spool(office.config.spool_dir).load()) == 1
+    assert kept(office) == [uid(1)]
 
 
 def test_an_ollama_that_is_down_is_told_and_no_slot_is_offered(
-    office: Office, broker: FakeBroker, sim: SimulatedOllama
+    office: AgentHouse, broker: FakeBroker, sim: SimulatedOllama
 ) -> None:
     sim.stop()
     with office.agent(broker.enrolled()):
@@ -302,7 +269,57 @@ def test_an_ollama_that_is_down_is_told_and_no_slot_is_offered(
         assert heartbeat.status.free_slots == 0
 
 
-def test_a_full_disk_is_told_and_the_result_is_delivered_from_memory(office: Office, broker: FakeBroker) -> None:
+@pytest.mark.parametrize("problem", [KoubouError(Code.INTERNAL, "did not start in time"), RuntimeError("a bug")])
+def test_a_cli_that_does_not_start_at_first_is_told_and_tried_again(
+    office: AgentHouse, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    monkeypatch.setattr(box_module, "PROBE_EVERY_S", 0.2)
+    starts: list[Runner] = []
+
+    class LateRunner(Runner):
+        def start(self) -> None:
+            starts.append(self)
+            if len(starts) < 3:
+                raise problem
+            super().start()
+
+    monkeypatch.setattr(box_module, "Runner", LateRunner)
+    with office.agent(broker.enrolled()):
+        while True:
+            heartbeat = broker.expect_heartbeat(0)
+            if heartbeat.health is not None and str(problem) in heartbeat.health.issue:
+                break
+        assert heartbeat.status.free_slots == 0
+        ready(broker)
+    assert len(starts) == 3
+
+
+def test_neither_log_nor_result_tells_what_a_task_is_about(
+    office: AgentHouse, broker: FakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    secrets = ("the hidden plan of the prompt", "the hidden plan of the file", "the hidden plan of the answer")
+    prompt, content, answer = (secret.encode() for secret in secrets)
+    caplog.set_level(logging.DEBUG)
+    pair = broker.enrolled()
+    with office.agent(pair):
+        ready(broker)
+        said = b" [[sim: raw=" + answer + b"]]"
+        dispatched(broker, prompt + said, files=(File("a.txt", a_body(content)),))
+        broker.expect(BlobGet)
+        piece(broker, content, 0)
+        result = broker.expect(Result)
+        assert result.raw.inline == answer
+        stored(broker)
+        dispatched(broker, prompt + b" [[sim: fault=crashed]]", 2)
+        failure = broker.expect(Failure)
+    told = "\n".join([caplog.text, result.log, failure.log, failure.message])
+    assert "attempt=" in told
+    assert "generation_start" in told, "the log of gemini-repo-cli is there"
+    for secret in (*secrets, pair.secret, "/t/"):
+        assert secret not in told
+
+
+def test_a_full_disk_is_told_and_the_result_is_delivered_from_memory(office: AgentHouse, broker: FakeBroker) -> None:
     with office.agent(broker.enrolled()):
         ready(broker)
         blocker = office.config.spool_dir / f"{uid(1)}.outcome.partial"

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,6 @@ from koubou_common.errors import ErrorClass
 from koubou_common.messages.values import Body, File, Option, WorkerConfig, WorkerLimits
 from koubou_simulator.ollama import Fault, FaultKind, SimulatedOllama
 from support.agent_play import a_dispatch
-from support.cli import stand_in_python
 from support.waiting import eventually
 
 PLAIN = "qwen2.5-coder:1.5b"
@@ -116,8 +116,8 @@ def inline(data: bytes) -> Body:
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    started = Runner(stand_in_python(tmp_path_factory.mktemp("home")), tmp_path_factory.mktemp("work"))
+def runner(stand_in: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    started = Runner(stand_in, tmp_path_factory.mktemp("work"))
     started.start()
     yield started
     started.stop()
@@ -248,10 +248,10 @@ def test_the_tasks_timeout_bounds_the_attempt(place: Workplace) -> None:
 
 
 def test_the_attempts_clock_starts_when_the_model_is_loaded(place: Workplace) -> None:
-    place.sim.faults.add(Fault(FaultKind.SLOW_LOAD, delay_s=1.5))
+    place.sim.faults.add(Fault(FaultKind.SLOW_LOAD, delay_s=1.0))
     success, _ = succeeded(place.attempt(b"Write it [[sim: raw=1]]", timeout_s=1.0))
-    assert success.metrics.load_ms >= 1_500
-    assert success.metrics.total_ms >= 1_500
+    assert success.metrics.load_ms >= 1_000
+    assert success.metrics.total_ms >= success.metrics.load_ms
 
 
 def test_a_window_is_never_larger_than_what_the_model_was_trained_for() -> None:

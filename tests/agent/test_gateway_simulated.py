@@ -11,13 +11,14 @@ from koubou_agent.gateway import CallReport, Gateway, Limits, Phase
 from koubou_agent.preload import Preloader
 from koubou_agent.probe import Probe
 from koubou_common.errors import ErrorClass
-from koubou_simulator.ollama import Fault, FaultKind, Mode, SimSettings, SimulatedOllama, model_named
+from koubou_simulator.ollama import PRESETS, Fault, FaultKind, Mode, SimSettings, SimulatedOllama, model_named
 from support.gateway_calls import Asking, a_gateway, a_plan, ask, cli_body
 from support.waiting import eventually
 
 MODEL = "qwen2.5-coder:1.5b"
 THINKER = "gpt-oss:20b"
-SHORT = Limits(connect_s=2, load_s=1.2, first_token_s=0.8, idle_s=0.5, total_s=20)
+PATIENT = Limits(connect_s=2, load_s=20, first_token_s=20, idle_s=20, total_s=20)
+SHORT = replace(PATIENT, load_s=0.5, first_token_s=0.3, idle_s=0.3)  # where running into them is the point
 
 
 @pytest.fixture(params=[Mode.LEGACY, Mode.LLAMA_SERVER], ids=["0.24", "0.30"])
@@ -25,7 +26,8 @@ def sim(request: pytest.FixtureRequest) -> Iterator[SimulatedOllama]:
     settings = SimSettings(mode=request.param, max_loaded=1)
     names = (MODEL, THINKER, "qwen3:8b")
     models = [model_named(name, "tiny") for name in names]
-    tiny = [model_named(name) for name in ("stop", "endless", "repeat", "mute", "utf8", "badbytes", "broken")]
+    recorded = ("stop", "endless", "repeat", "mute", "utf8", "badbytes", "broken")
+    tiny = [replace(model_named(name), timing=PRESETS["tiny"]) for name in recorded]
     with SimulatedOllama(settings, [*models, *tiny]) as sim:
         yield sim
 
@@ -46,7 +48,7 @@ def plan_for(sim: SimulatedOllama, model: str = MODEL, **changes: object) -> Cal
         "can_think": "thinking" in seen.capabilities,
         "ollama_version": parse_version(health.version),
         "prompt_tokens_per_s": 1e6,
-        "limits": SHORT,
+        "limits": PATIENT,
     }
     return a_plan(**{**fields, **changes})
 
@@ -120,7 +122,7 @@ def test_a_fault_gets_its_name_and_the_next_attempt_succeeds(sim: SimulatedOllam
     if fault.kind is not FaultKind.LOAD_FAILURE:
         assert run(gateway, plan).error_class is None  # the model is loaded: no silence is taken for a load
     sim.faults.add(fault)
-    report = run(gateway, plan)
+    report = run(gateway, replace(plan, limits=SHORT) if expected in (ErrorClass.STUCK, ErrorClass.STALLED) else plan)
     assert report.error_class is expected, report.message
     assert report.message
     sim.faults.clear()
@@ -154,7 +156,7 @@ def test_a_server_that_is_away_is_unreachable_and_seen_so(sim: SimulatedOllama, 
 
 def test_a_server_that_restarts_while_answering_is_a_lost_connection(sim: SimulatedOllama, gateway: Gateway) -> None:
     sim.faults.add(Fault(FaultKind.STALL, after=2))
-    door = gateway.open("uid", plan_for(sim, limits=replace(SHORT, idle_s=30)))
+    door = gateway.open("uid", plan_for(sim))
     asking = Asking(door, cli_body(model=MODEL))
     eventually(lambda: door.progress().phase is Phase.ANSWERING)
     sim.restart()
@@ -177,7 +179,7 @@ def test_a_server_that_restarts_while_answering_is_a_lost_connection(sim: Simula
 def test_the_recorded_models_end_as_they_did(
     sim: SimulatedOllama, gateway: Gateway, model: str, expected: ErrorClass | None
 ) -> None:
-    plan = plan_for(sim, model, num_predict=300, limits=replace(SHORT, load_s=20, first_token_s=20, idle_s=20))
+    plan = plan_for(sim, model, num_predict=300)
     assert run(gateway, plan, "hello").error_class is expected
 
 
@@ -237,8 +239,8 @@ def test_a_model_that_can_stop_thinking_does(sim: SimulatedOllama, gateway: Gate
 
 def test_an_abort_while_the_prompt_is_read_frees_the_slot_when_ollama_is_free(sim: SimulatedOllama) -> None:
     slow = model_named("slow-reader:7b", "tiny")
-    # 40 tokens/s: the prompt below takes about 1.5 s to read.
-    slow = replace(slow, timing=replace(slow.timing, prompt_tokens_per_s=120.0))
+    # The prompt below takes more than half a second to read.
+    slow = replace(slow, timing=replace(slow.timing, prompt_tokens_per_s=250.0))
     settings = SimSettings(mode=sim.settings.mode)
     with SimulatedOllama(settings, [slow]) as server, a_gateway(server.url) as gateway:
         plan = plan_for(server, "slow-reader:7b", limits=Limits())
@@ -262,10 +264,10 @@ def active(server: SimulatedOllama) -> int:
 
 
 def test_a_slow_load_is_waited_for_and_preloading_spares_the_task_the_wait(sim: SimulatedOllama) -> None:
-    sim.faults.add(Fault(FaultKind.SLOW_LOAD, delay_s=1.0))
+    sim.faults.add(Fault(FaultKind.SLOW_LOAD, delay_s=0.6))
     preloader = Preloader(sim.url)
     plan = plan_for(sim)
-    hasty = preloader.ensure(replace(plan, limits=Limits(load_s=0.3)))
+    hasty = preloader.ensure(replace(plan, limits=Limits(load_s=0.1)))
     assert hasty.error_class is ErrorClass.LOAD_TIMEOUT
     assert preloader.ensure(replace(plan, limits=Limits(load_s=20))).error_class is None
     eventually(lambda: [request.ended for request in sim.requests] == ["load"])  # one load, never aborted
@@ -280,7 +282,7 @@ def test_a_slow_load_is_waited_for_and_preloading_spares_the_task_the_wait(sim: 
 
 def test_a_load_that_never_ends_is_a_load_timeout_where_it_can_be_seen(sim: SimulatedOllama, gateway: Gateway) -> None:
     sim.faults.add(Fault(FaultKind.SLOW_LOAD, delay_s=600))
-    report = run(gateway, plan_for(sim))
+    report = run(gateway, plan_for(sim, limits=SHORT))
     # Up to 0.24 a model that is being loaded is listed as loaded: all that is known is that no token came.
     expected = ErrorClass.STUCK if sim.settings.mode is Mode.LEGACY else ErrorClass.LOAD_TIMEOUT
     assert report.error_class is expected
@@ -290,7 +292,7 @@ def test_a_load_that_never_ends_is_a_load_timeout_where_it_can_be_seen(sim: Simu
 def test_the_eviction_that_never_happens_is_a_load_timeout(sim: SimulatedOllama, gateway: Gateway) -> None:
     run(gateway, plan_for(sim))
     sim.faults.add(Fault(FaultKind.EVICT_DEADLOCK))
-    assert run(gateway, plan_for(sim, "qwen3:8b")).error_class is ErrorClass.LOAD_TIMEOUT
+    assert run(gateway, plan_for(sim, "qwen3:8b", limits=SHORT)).error_class is ErrorClass.LOAD_TIMEOUT
     assert gateway.busy == 1
 
 

@@ -11,6 +11,7 @@ import pytest
 from koubou_agent.config import agent_config, key_file
 from koubou_agent.join import ensure_key, join
 from koubou_common import durable
+from koubou_common import enrol as enrol_module
 from koubou_common.enrol import enrol
 from koubou_common.errors import Code, ConfigError, KoubouError
 from koubou_common.home import Home
@@ -88,7 +89,10 @@ def test_a_token_becomes_a_key_and_settings(broker: FakeBroker, home: Home) -> N
     assert not pending.exists()
 
 
-def test_a_lost_answer_is_made_good_by_the_same_key(broker: FakeBroker, home: Home) -> None:
+def test_a_lost_answer_is_made_good_by_the_same_key(
+    broker: FakeBroker, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enrol_module, "_RESEND_S", 0.2)
     token = a_token(broker)
     write_key_pair(key_file(home, "lan_001").with_name("lan_001.key.pending"), left := new_key_pair())
     doing = Doing(lambda: join(encode_token(token), home))
@@ -282,3 +286,14 @@ def test_an_ollama_of_another_machine_is_refused_unless_allowed(broker: FakeBrok
     home.config_file("agent").write_text("allow_remote_ollama: true\n")
     config = agent_config(home, worker_id="here_1", ollama_url="http://192.168.1.9:11434")
     assert config.ollama_url == "http://192.168.1.9:11434"
+
+
+def test_a_box_driven_from_here_needs_the_workshops_word_for_it(broker: FakeBroker, home: Home) -> None:
+    entry = "{worker_id: far_1, model: tiny, remote_host: 192.168.1.9, agent: here}"
+    at_home(home, broker, f"workers: {{remote_workers: [{entry}]}}\n")
+    with pytest.raises(ConfigError, match="leaves this host") as error:
+        agent_config(home)
+    assert "allow_remote_ollama: true" in error.value.hint
+    home.config_file("broker").write_text("allow_remote_ollama: true\n")
+    config = agent_config(home)
+    assert (config.worker_id, config.ollama_url) == ("far_1", "http://192.168.1.9:11434")

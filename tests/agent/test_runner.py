@@ -3,7 +3,6 @@
 import os
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,14 +13,11 @@ from koubou_agent.run_folder import LOG_TAIL_BYTES
 from koubou_agent.runner import Runner
 from koubou_common.errors import RefusedError
 from support.cli import (
-    CLI_KINDS,
     Received,
     Reply,
     TinyOllama,
-    cli_python,
     says,
     stand_in_python,
-    tiny_ollama,
 )
 from support.cli_runs import (
     SECRET_PATH,
@@ -34,35 +30,6 @@ from support.cli_runs import (
     says_error,
     sent_prompt,
 )
-
-
-@pytest.fixture(scope="module", params=CLI_KINDS)
-def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cli_python(request.param, tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module", params=["warm", "plain"])
-def runner(request: pytest.FixtureRequest, python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    with running(python, tmp_path_factory.mktemp("work"), warm=request.param == "warm") as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def warm_runner(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    """For what does not depend on the way of starting: fifteen milliseconds a run."""
-    with running(python, tmp_path_factory.mktemp("warm")) as started:
-        yield started
-
-
-@pytest.fixture
-def ollama() -> Iterator[TinyOllama]:
-    with tiny_ollama() as started:
-        yield started
-
-
-@pytest.fixture
-def never() -> threading.Event:
-    return threading.Event()
 
 
 def test_a_run_brings_back_what_was_printed_and_what_it_cost(

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,11 @@ import pytest
 from koubou_agent import runner as runner_module
 from koubou_agent.runner import Runner
 from support.cli import (
-    CLI_KINDS,
     Reply,
     TinyOllama,
     children_of,
-    cli_python,
     is_alive,
     says,
-    tiny_ollama,
 )
 from support.cli_runs import (
     a_request,
@@ -33,28 +29,6 @@ from support.cli_runs import (
     template_pid,
 )
 from support.waiting import eventually
-
-
-@pytest.fixture(scope="module", params=CLI_KINDS)
-def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cli_python(request.param, tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module", params=["warm", "plain"])
-def runner(request: pytest.FixtureRequest, python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    with running(python, tmp_path_factory.mktemp("work"), warm=request.param == "warm") as started:
-        yield started
-
-
-@pytest.fixture
-def ollama() -> Iterator[TinyOllama]:
-    with tiny_ollama() as started:
-        yield started
-
-
-@pytest.fixture
-def never() -> threading.Event:
-    return threading.Event()
 
 
 def test_a_cancel_ends_the_run_and_its_connection(runner: Runner, ollama: TinyOllama) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from koubou_broker.core import Limits
+from koubou_broker.core import Limits, Rule
 from koubou_common.errors import Code
 from koubou_common.messages import Preview, Retry, Submit, Submitted
 from koubou_common.messages.values import Label, Option, TaskSpec
@@ -211,6 +211,20 @@ def test_without_any_worker_a_plain_task_waits_and_a_model_is_unknown() -> None:
     play = Play(replace(some_settings(), workers=()))
     assert len(sent(play.submit(a_spec()), Submitted)) == 1
     assert refusal(play.submit(a_spec(model="qwen"))).code is Code.UNKNOWN_MODEL
+
+
+def test_a_dry_run_names_first_who_would_get_it_by_the_rule_not_by_the_score() -> None:
+    rules = (Rule(1, 4, ("remote",)), Rule(5, 10, ("local",)))
+    workers = (a_worker("fast"), a_worker("far", location="remote", factor=0.5))
+    play = Play(replace(some_settings(*workers), rules=rules))
+    for name in ("fast", "far"):
+        play.join(an_agent(name))
+    play.join(MIKA)
+    for priority, order in ((2, ["far", "fast"]), (8, ["fast", "far"])):
+        preview = the(sent(play.say(MIKA, Submit("d", "k", (a_spec(priority=priority),), dry_run=True)), Preview))
+        assert [one.worker_id for one in preview.plans[0].candidates] == order
+        attempt = play.shelf.attempts[play.dispatched(a_spec(priority=priority)).attempt_uid]
+        assert attempt.worker_id == order[0]
 
 
 def test_a_dry_run_previews_and_stores_nothing() -> None:

@@ -382,11 +382,10 @@ def test_a_failed_look_up_is_answered_and_takes_no_place() -> None:
     play.core._state.settings = replace(play.settings, limits=Limits(lookups_per_session=1))
     play.answering = False
     for _ in range(3):
-        effects = play.say(MIKA, GetTasks("t"))
-        (question,) = [one for one in effects if isinstance(one, Lookup)]
+        (question,) = [one for one in play.say(MIKA, GetTasks("t")) if isinstance(one, Lookup)]
         error = refusal(play.core.not_found(question.token, play.now))
         assert (error.code, error.request_id) == (Code.INTERNAL, "t")
-    assert play.core.not_found(question.token, play.now) == []
+        assert play.core.not_found(question.token, play.now) == []
     play.core.check()
 
 

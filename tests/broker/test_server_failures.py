@@ -13,6 +13,8 @@ from koubou_broker import server as server_module
 from koubou_broker import turns
 from koubou_common.errors import Code
 from koubou_common.messages import (
+    BlobChunk,
+    BlobGet,
     ClientHello,
     Dispatch,
     Error,
@@ -27,6 +29,7 @@ from koubou_common.messages import (
     Status,
     Submit,
     Submitted,
+    TaskResult,
     Tasks,
     Welcome,
 )
@@ -55,6 +58,10 @@ def writer_of(play: BrokerPlay) -> Engine:
     return play.server._machine.store._engine
 
 
+def reader_of(play: BrokerPlay) -> Engine:
+    return play.server._machine.reader._engine
+
+
 @contextmanager
 def a_blocked_store(play: BrokerPlay) -> Iterator[None]:
     """Somebody else's transaction keeps the store waiting, as a stalled disk would."""
@@ -68,13 +75,15 @@ def a_blocked_store(play: BrokerPlay) -> Iterator[None]:
 
 
 class FaultyDisk:
-    """A labelled fault in the writer's engine: statements that mention `text` fail with `code`."""
+    """A labelled fault in an engine, the writer's if none is named: statements that mention `text` fail with `code`."""
 
-    def __init__(self, play: BrokerPlay, text: str, code: int, parameter: str = "") -> None:
+    def __init__(
+        self, play: BrokerPlay, text: str, code: int, parameter: str = "", *, engine: Engine | None = None
+    ) -> None:
         self.is_on = True
         self.hits = 0
 
-        @event.listens_for(writer_of(play), "before_cursor_execute")
+        @event.listens_for(engine or writer_of(play), "before_cursor_execute")
         def fail(connection: Connection, cursor: object, statement: str, parameters: object, *more: object) -> None:
             if self.is_on and text in statement and parameter in repr(parameters):
                 self.hits += 1
@@ -252,3 +261,26 @@ def test_a_revoked_key_is_told_so_once_a_message_and_gets_nothing_else(tmp_path:
             rin.say(message)
             heard = rin.drain()
             assert [getattr(one, "code", one) for one in heard] == [Code.NOT_AUTHORISED]
+
+
+def test_a_look_up_or_a_body_that_cannot_be_read_is_answered_and_told_to_people(tmp_path: Path) -> None:
+    answer = b"n" * 100
+    with a_broker(tmp_path) as play, play.operator() as client, play.agent() as agent:
+        task_id = client.submit(a_spec()).tasks[0].task_id
+        agent.ask(a_result(agent.next(Dispatch).attempt_uid, answer), ResultStored)
+        play.server._conductor._cache._held.clear()
+        fault = FaultyDisk(play, "FROM tasks", sqlite3.SQLITE_CONSTRAINT, engine=reader_of(play))
+        for _ in range(70):  # more than one session may have under way
+            assert client.ask(GetTasks("g", (task_id,)), Error).code is Code.INTERNAL
+        fault.is_on = False
+        assert "lookup_failed" in [alert.code for alert in client.ask(GetStatus("s"), Status).alerts]
+        fault = FaultyDisk(play, "FROM blob_chunk", sqlite3.SQLITE_CONSTRAINT, engine=reader_of(play))
+        unread = client.ask(GetResult("r", task_id), Error)
+        assert (unread.code, unread.request_id) == (Code.INTERNAL, "r")
+        body = a_result("u" * 32, answer).raw
+        for _ in range(20):
+            client.say(BlobGet(body.sha256, 0))
+        assert client.drain(0.3) == []
+        fault.is_on = False
+        assert client.ask(BlobGet(body.sha256, 0), BlobChunk).data == answer
+        assert client.ask(GetResult("r", task_id), TaskResult).body == body
