@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ from koubou_common.notify import sd_notify
 from koubou_common.settings import BrokerSettings, WorkersFile, example
 
 EXIT_FAILED, EXIT_USAGE, EXIT_BAD_CONFIGURATION = 1, 2, 8  # the contract of all our commands
+
+_OWN_FILES = 256  # database, keys, sockets between threads
 
 _OF_THE_GROUP = ("-h", "--help", "--version")
 
@@ -129,6 +132,7 @@ def main() -> None:
 
 
 def _serve(home: Home, configuration: Configuration) -> None:
+    _allow_files(configuration.broker.limits.max_sessions)
     try:
         with running(home, configuration) as broker:
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -142,14 +146,28 @@ def _serve(home: Home, configuration: Configuration) -> None:
                 click.echo("next     koubou-agent run --worker-id local_001    (a box: koubou-ctl workers invite ID)")
             sys.stdout.flush()
             sd_notify(f"STATUS=listening on {' '.join(broker.addresses)}")
-            broker.server.run()
-            log.info("stopped: everything taken in is stored")
+            if broker.server.run():
+                log.info("stopped: everything taken in is stored")
+            else:
+                log.warning("stopped while the disk was blocked: what was not stored was told to nobody")
     except StopBroker as stop:
         # systemd starts a new broker, which begins with what is stored.
         log.critical("the broker stops: %s", stop)
         sys.exit(EXIT_FAILED)
     except OSError as error:
         raise KoubouError(Code.INTERNAL, f"the broker cannot run: {said(error)}") from error
+
+
+def _allow_files(sessions_max: int) -> None:
+    """Raise the soft limit of open files, often 1,024, to what a full house needs."""
+    wanted = 2 * sessions_max + _OWN_FILES  # as many strangers again may be in their handshake
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        log.warning("only %d files may be open here, max_sessions of %d asks for %d", most, sessions_max, wanted)
 
 
 def _write_new(path: Path, text: str) -> bool:

@@ -48,6 +48,7 @@ READS_PER_SESSION = 16  # pieces one peer may have under way: as many as its que
 log = logging.getLogger("koubou_broker")
 _TO_BROKER = get_args(ToBroker)
 _SUBMITTERS = (Role.CLIENT, Role.OPERATOR)
+_BLOBLESS = (Role.ENROL, Role.REMOVED)
 
 
 class StopBroker(Exception):  # noqa: N818 - an order, carried out by whoever runs the loop
@@ -280,6 +281,10 @@ class Conductor:
         self._turn.add(effects, source_of(peer, message), new)
 
     def _on_blob_message(self, peer: Peer, session: Session, message: BlobMessage, now: Now) -> None:
+        if peer.role in _BLOBLESS:
+            text = f"a key with the role {peer.role} may not send {type(message).__name__}"
+            self._turn.releases.append(Send(session.number, Error(Code.NOT_AUTHORISED, text)))
+            return
         if not session.is_greeted:
             self._turn.releases.append(Send(session.number, Error(Code.HELLO_REQUIRED, "say hello first")))
             return

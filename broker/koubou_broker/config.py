@@ -12,6 +12,7 @@ from koubou_common.home import Home
 from koubou_common.messages.values import Label
 from koubou_common.settings import BrokerSettings, WorkersFile, load
 from koubou_common.worker_settings import WorkerSettings
+from koubou_common.yaml_marks import read_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +21,6 @@ class Configuration:
 
     broker: BrokerSettings
     workers: WorkersFile
-
-    @property
-    def is_allowed_here(self) -> bool:
-        """Whether every worker driven from this host may be."""
-        return self.broker.allow_remote_ollama or not self.driven_from_here
 
     @property
     def driven_from_here(self) -> tuple[str, ...]:
@@ -43,14 +39,9 @@ def read_configuration(home: Home, config_file: Path | None, bind: Sequence[str]
     workers_path = home.resolve(broker.workers_file)
     is_default = "workers_file" not in broker.model_fields_set
     workers = load(workers_path, WorkersFile, missing_ok=is_default)
-    configuration = Configuration(broker, workers)
-    if not configuration.is_allowed_here:
-        names = ", ".join(configuration.driven_from_here)
-        raise ConfigError(
-            f"{workers_path}: {names}: `agent: here` needs that Ollama open to the whole network",
-            "run koubou-agent on the box instead, or set allow_remote_ollama: true in broker.yaml",
-        )
-    return configuration
+    if not broker.allow_remote_ollama:
+        _refuse_here(workers_path, workers)
+    return Configuration(broker, workers)
 
 
 def core_settings(configuration: Configuration, addresses: tuple[str, ...]) -> core.CoreSettings:
@@ -94,6 +85,22 @@ def core_settings(configuration: Configuration, addresses: tuple[str, ...]) -> c
         addresses=broker.advertise or addresses,
         version=__version__,
     )
+
+
+def _refuse_here(path: Path, workers: WorkersFile) -> None:
+    numbers = [number for number, one in enumerate(workers.workers.remote_workers) if one.agent == "here"]
+    if not numbers:
+        return
+    document = read_document(path)
+    problems = [
+        document.problem(
+            ("workers", "remote_workers", number, "agent"),
+            "is not allowed: that Ollama would have to be open to the whole network",
+            "run koubou-agent on the box instead, or set allow_remote_ollama: true in broker.yaml",
+        )
+        for number in numbers
+    ]
+    raise ConfigError("\n".join(str(problem) for problem in problems))
 
 
 def _worker(one: WorkerSettings, result_bytes: int) -> core.WorkerSettings:

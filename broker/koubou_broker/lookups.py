@@ -21,6 +21,8 @@ from koubou_broker.effects import (
 )
 from koubou_broker.idempotency import submission_hash
 from koubou_broker.transaction import in_lists
+from koubou_broker.workers import speaks_about_worker
+from koubou_common.errors import ErrorClass
 from koubou_common.messages.limits import BATCH_TASKS, PAGE_TASKS
 from koubou_common.messages.values import TaskState
 
@@ -28,6 +30,7 @@ STORY_ATTEMPTS, STORY_EVENTS = 100, 1_000  # what one Story message holds: the n
 SCORES_MS = 86_400_000  # success rates count the last 24 hours
 RATIOS_MS = 30 * 86_400_000  # bytes per token change with the model only: a month gives enough samples
 
+_COUNTED = tuple(error_class.value for error_class in ErrorClass if speaks_about_worker(error_class))
 _LIVE = (TaskState.QUEUED.value, TaskState.RUNNING.value)
 
 
@@ -187,7 +190,7 @@ def _worker_scores(connection: Connection, now_ms: int) -> tuple[tuple[str, int,
     metrics = schema.worker_metrics.c
     query = (
         select(metrics.worker_id, func.sum(metrics.success), func.count())
-        .where(metrics.measured_at >= now_ms - SCORES_MS)
+        .where(metrics.measured_at >= now_ms - SCORES_MS, metrics.success | metrics.error_type.in_(_COUNTED))
         .group_by(metrics.worker_id)
     )
     return tuple(

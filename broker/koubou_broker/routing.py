@@ -169,7 +169,8 @@ class TaskRouter:
         weighed = [self._weighed(spec, excluded, need, worker, now_s) for worker in self._workers.values()]
 
         def place(one: Candidate) -> tuple[object, ...]:
-            order = self._order(need, self._workers[one.worker_id])
+            worker = self._workers[one.worker_id]
+            order = (self._group(need, worker), -one.score, worker.idle_since_s, one.worker_id)
             return not one.available, not one.eligible, one.worker_id == need.avoid, order
 
         return sorted(weighed, key=place)

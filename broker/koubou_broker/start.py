@@ -31,7 +31,7 @@ from koubou_common.keys import KeyPair, fingerprint, new_key_pair, read_key_pair
 from koubou_common.messages.values import Role
 
 OPERATOR_NAME = "operator"  # the key of the first start: whoever may read KOUBOU_HOME operates the broker
-_THREADS_S = 10.0  # what threads are given to end
+_THREADS_S = 1.0  # what a thread is given to end: one that a disk holds up goes with the process
 
 log = logging.getLogger("koubou_broker")
 

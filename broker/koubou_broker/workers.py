@@ -20,6 +20,12 @@ _NOT_ITS_FAULT = frozenset({ErrorClass.DRAIN, ErrorClass.INPUTS_UNAVAILABLE, Err
 _AGENT_DIED = frozenset({ErrorClass.AGENT_LOST, ErrorClass.AGENT_RESTARTED})
 
 
+def speaks_about_worker(error_class: ErrorClass) -> bool:
+    """Whether such a failure counts against the worker that reported it."""
+    permanent = category_of(error_class) in (Category.PERMANENT, Category.ENDED)
+    return not permanent and error_class not in _NOT_ITS_FAULT
+
+
 @dataclass(slots=True)
 class LiveWorker:
     """A known worker, connected or not."""
@@ -197,7 +203,7 @@ class LiveWorker:
 
     def note_failure(self, error_class: ErrorClass, boot_id: str, now_s: float, settings: CoreSettings) -> bool:
         """Count a failure that speaks about the worker; true when it opens the breaker (again)."""
-        if category_of(error_class) in (Category.PERMANENT, Category.ENDED) or error_class in _NOT_ITS_FAULT:
+        if not speaks_about_worker(error_class):
             return False
         self.failed += 1
         self._recent(failed=1.0)

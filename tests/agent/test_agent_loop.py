@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from koubou_agent import box as box_module
+from koubou_agent.cli_env import CliInfo
 from koubou_agent.core.core import EXIT_REMOVED
 from koubou_agent.effects import Exit
-from koubou_agent.runner import Runner
+from koubou_agent.runner import Runner, RunReport, RunRequest
 from koubou_agent.spool import Spool
 from koubou_common.errors import Code, ErrorClass, KoubouError
 from koubou_common.messages import (
@@ -39,6 +41,7 @@ from koubou_common.messages.values import (
 from koubou_simulator.ollama import Fault, FaultKind, SimulatedOllama, model_named
 from support.agent_house import AgentHouse
 from support.agent_play import a_body, a_dispatch, a_success, uid
+from support.cli_runs import running
 from support.fake_broker import FakeBroker
 from support.waiting import eventually
 
@@ -61,6 +64,36 @@ def sim() -> Iterator[SimulatedOllama]:
 def broker() -> Iterator[FakeBroker]:
     with FakeBroker(WORKER) as made:
         yield made
+
+
+class LentRunner(Runner):
+    """One warm runner for all agents here: starting it takes half a second and is tested elsewhere."""
+
+    def __init__(self, lender: Runner) -> None:
+        self._lender = lender
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def describe(self) -> CliInfo:
+        return self._lender.describe()
+
+    def run(self, request: RunRequest, cancel: threading.Event) -> RunReport:
+        return self._lender.run(request, cancel)
+
+
+@pytest.fixture(scope="module")
+def lender(stand_in: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    with running(stand_in, tmp_path_factory.mktemp("lender")) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def lent_runner(lender: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(box_module, "Runner", lambda _python, _work_dir: LentRunner(lender))
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_the_request_that_reaches_ollama_is_the_plans(sim: SimulatedOllama, gate
 FAULTS: Mapping[str, tuple[Fault, ErrorClass]] = {
     "hang": (Fault(FaultKind.HANG), ErrorClass.STUCK),
     "headers_hang": (Fault(FaultKind.HEADERS_HANG), ErrorClass.STUCK),
-    "drip": (Fault(FaultKind.DRIP, delay_s=0.01), ErrorClass.STUCK),
+    "drip": (Fault(FaultKind.DRIP, delay_s=0.004), ErrorClass.STUCK),
     "reset at once": (Fault(FaultKind.RESET), ErrorClass.CONNECTION_LOST),
     "reset later": (Fault(FaultKind.RESET, after=400), ErrorClass.CONNECTION_LOST),
     "eof at once": (Fault(FaultKind.EOF), ErrorClass.CONNECTION_LOST),

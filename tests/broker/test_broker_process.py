@@ -74,6 +74,24 @@ def test_sigterm_ends_at_once_and_what_was_told_is_there_again(tmp_path: Path) -
             assert (again.tasks[0].task_id, again.tasks[0].existing) == (task_id, True)
 
 
+def test_sigterm_ends_within_five_seconds_also_while_the_disk_is_blocked(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path) as broker, broker.peer() as client:
+        client.hello()
+        with closing(sqlite3.connect(tmp_path / "state" / "koubou.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            client.say(Submit("r", "k", (a_spec(),)))
+            assert client.drain(0.5) == []
+            began_s = time.monotonic()
+            broker.signal(signal.SIGTERM)
+            code, _, err = broker.finish()
+            assert (code, time.monotonic() - began_s < 5) == (0, True), err
+            assert "told to nobody" in err
+        broker.start()
+        with broker.peer() as again:
+            again.hello()
+            assert again.submit(a_spec(), key="k").tasks[0].existing is False
+
+
 def test_whatever_was_told_before_a_kill_is_there_after_it(tmp_path: Path) -> None:
     seed = 20_240_611
     draw = random.Random(seed)

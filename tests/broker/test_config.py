@@ -56,6 +56,27 @@ def test_settings_of_both_files_reach_the_core(tmp_path: Path) -> None:
     assert told.addresses == ("tcp://192.168.1.10:5570",)
 
 
+def test_an_ollama_open_to_the_network_is_refused_where_it_is_written_unless_allowed(tmp_path: Path) -> None:
+    here = """
+workers:
+  remote_workers:
+    - {worker_id: far, model: tiny}
+    - worker_id: open
+      model: tiny
+      remote_host: 192.168.1.100
+      agent: here
+"""
+    home = a_home(tmp_path, "log_level: info\n", here)
+    with pytest.raises(ConfigError) as caught:
+        read_configuration(home, None)
+    assert f"{home.config_file('workers')}:8:14" in caught.value.message
+    assert "allow_remote_ollama" in caught.value.message
+    home.config_file("broker").write_text("allow_remote_ollama: true\n")
+    configuration = read_configuration(home, None)
+    assert configuration.driven_from_here == ("open",)
+    assert [one.agent_here for one in core_settings(configuration, ()).workers] == [False, True]
+
+
 def test_without_files_there_are_defaults_and_the_address_that_was_bound(tmp_path: Path) -> None:
     told = core_settings(read_configuration(a_home(tmp_path), None), ("tcp://127.0.0.1:4711",))
     assert told.workers == ()

@@ -1,5 +1,6 @@
 """Who may speak: roles, invitations, enrolment, revocation."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from koubou_broker.core.keys import ALLOWED
 from koubou_broker.effects import Allow, Close, Peer, Revoke
 from koubou_broker.records import Audit, Principal
 from koubou_common import messages
+from koubou_common.codec import type_name
 from koubou_common.errors import Code
 from koubou_common.messages import (
     Cancel,
@@ -41,6 +43,7 @@ from support.core_play import (
     some_settings,
     the,
 )
+from support.house import ROOT
 
 BOSS = an_operator()
 TOKEN = Peer(a_key("token"), "mika", Role.ENROL)
@@ -298,3 +301,17 @@ def test_principals_survive_as_rows() -> None:
     assert play.shelf.principals[MINE] == Principal(MINE, "mika", Role.CLIENT, None, play.now.wall_ms, 0, 0, "")
     assert play.shelf.principals[TOKEN.public_key].replaced_by == MINE
     assert principal_of(BOSS) == play.shelf.principals[BOSS.public_key]
+
+
+def test_the_table_of_roles_in_the_protocol_is_the_one_in_force() -> None:
+    page = (ROOT / "docs" / "protocol.md").read_text("utf-8")
+    lines = page.partition("## Who may say what\n")[2].partition("\n## ")[0].splitlines()
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+    told: dict[Role, set[str]] = {Role(role): set() for role in header[1:]}
+    for names, *cells in rows:
+        for role, cell in zip(told, cells, strict=True):
+            told[role] |= set(re.findall(r"`(\w+)`", names)) if cell else set()
+    blobs = {"blob_get", "blob_chunk", "blob_missing"}  # the server's own: they never reach the core
+    for role, kinds in ALLOWED.items():
+        assert told[role] - blobs == {type_name(kind) for kind in kinds}, role
+        assert (blobs <= told[role]) == (role not in (Role.ENROL, Role.REMOVED)), role

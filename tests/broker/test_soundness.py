@@ -18,7 +18,9 @@ def database(tmp_path: Path) -> Path:
     migrate.prepare(path)
     connection = sqlite3.connect(path)
     with connection:
-        connection.executemany("INSERT INTO audit VALUES (?, 1, 'a', 'b', 'c', ?)", [(n, "x" * 900) for n in range(999)])
+        connection.executemany(
+            "INSERT INTO audit VALUES (?, 1, 'a', 'b', 'c', ?)", [(n, "x" * 900) for n in range(999)]
+        )
     connection.close()
     return path
 

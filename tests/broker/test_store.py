@@ -1,14 +1,17 @@
 """The store: what it keeps comes back, law 6 holds in SQL, and every kind of failure is told apart."""
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from sqlalchemy import event
 
 from koubou_broker.batches import Claim, Claimed, Durable, Entry, Failed, FailureKind, Quarantined
-from koubou_broker.effects import StoredTask
+from koubou_broker.database import open_reader
+from koubou_broker.effects import FindMarks, StoredTask
 from koubou_broker.idempotency import submission_hash
+from koubou_broker.lookups import find
 from koubou_broker.records import Audit, BodyRef, Parked, Submission
 from koubou_broker.transaction import OWNED_BYTES
 from koubou_common.errors import ErrorClass
@@ -251,3 +254,25 @@ def test_a_quarantined_message_and_a_parked_result_are_kept_for_a_person(path: P
         assert Durable(number, 0) in play.heard() or Durable(number + 1, 0) in play.heard()
         assert play.rows("SELECT principal, kind, error FROM quarantined") == [("mika", "submit", "IntegrityError: no")]
         assert play.rows("SELECT attempt_uid, raw_bytes FROM parked") == [("u" * 32, 4)]
+
+
+def test_after_a_start_only_failures_that_speak_about_a_worker_count_against_it(path: Path) -> None:
+    with a_store(path) as play:
+        play.write(
+            a_submitted_task(),
+            Entry((a_worker(), a_metric(), a_metric(success=False, error_type="timeout"))),
+            Entry((a_metric(success=False, error_type="cut_output"), a_metric(success=False, error_type="drain"))),
+        )
+        assert play.snapshot().worker_scores == (("lan_001", 1, 1),)
+
+
+def test_a_retry_can_tell_whose_bodies_are_gone(path: Path) -> None:
+    with a_store(path) as play:
+        play.write(a_submitted_task(1), a_submitted_task(2, prompt=b"other"))
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("DELETE FROM blob_ref WHERE task_id = 1")  # as retention does
+    engine = open_reader(path)
+    with engine.begin() as connection:
+        found = find(connection, FindMarks((1, 2))).tasks
+    engine.dispose()
+    assert [(one.task.task_id, one.has_bodies) for one in found] == [(1, False), (2, True)]

@@ -39,6 +39,7 @@ def test_a_manager_that_is_gone_stops_nobody(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("allowed", "pid", "interval_s"),
     [("30000000", "", 15.0), ("30000000", str(os.getpid()), 15.0), ("30000000", "1", None), ("", "", None)],
+    ids=["no pid", "our pid", "another's pid", "no watchdog"],  # the same in every process that runs tests
 )
 def test_pings_come_twice_as_often_as_the_watchdog_wants(
     monkeypatch: pytest.MonkeyPatch, allowed: str, pid: str, interval_s: float | None

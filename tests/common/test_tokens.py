@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import hashlib
+import itertools
 
 import msgpack
 import pytest
@@ -155,6 +156,7 @@ def test_the_fields_themselves_are_a_good_token() -> None:
         (5, "tomorrow"),
         (5, 1.5),
     ],
+    ids=itertools.count(),  # one of the values is a fresh key: as an id it would differ in every process
 )
 def test_made_up_fields_are_refused(position: int, value: object) -> None:
     fields: list[object] = list(FIELDS)

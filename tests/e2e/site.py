@@ -38,6 +38,10 @@ class Ollama:
         """Simulated seconds a second."""
         self._control("POST", "/_sim/speed", {"speed": speed})
 
+    def restart(self) -> None:
+        """As if the server were started anew: every connection ends."""
+        self._control("POST", "/_sim/restart", {})
+
     def requests(self) -> list[dict[str, Any]]:
         """Every request for text that arrived, loads of the model left out."""
         asked: list[dict[str, Any]] = self._control("GET", "/_sim/requests", None)["requests"]

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e-ollama")]
 
 THINKER = "gpt-oss:20b"
 # What a person would wait minutes for; the names do not depend on how long.
-IMPATIENT = {"network_timeout": 1, "limits": {"first_token_s": 1, "load_s": 5, "total_s": 20}}
+IMPATIENT = {"network_timeout": 1, "limits": {"first_token_s": 1, "load_s": 5, "total_s": 6}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,6 @@ CASES = {
     "one token over and over": Case("degenerate", prompt="[[sim: repeat]] Again"),
     "silent in the midst": Case("stalled", "stall", {"after": 5}),
     "no first token": Case("stuck", "headers_hang"),
-    "hung": Case("stuck", "hang"),
 }
 
 
@@ -101,6 +100,18 @@ def test_the_fault_has_its_name_and_the_next_task_is_done(site: Site, ollama: Ol
     assert after.code == 0, after.err
 
 
+def test_a_hung_ollama_gets_no_second_task_until_it_has_let_go_of_the_first(site: Site, ollama: Ollama) -> None:
+    ollama.fault("hang")
+    # How fast it reads is not known yet: the first token is waited for longer than the attempt may take.
+    ran = site.ctl("submit", "--worker", "local_001", "--max-attempts", "1", "Explain", "--wait")
+    assert (slug(ran), ran.code) == ("task-failed", 1)
+    assert site.ctl("ps", "-a", "--json").data[0]["error"]["class"] in ("timeout", "stuck")
+    task_id = site.submit("--worker", "local_001", "Explain again")
+    assert site.ctl("wait", str(task_id), "--wait-timeout", "1").code == 3, "its only slot is not free"
+    ollama.restart()
+    assert site.await_state(task_id, "succeeded")["attempts"] == 1
+
+
 def test_a_passing_trouble_is_tried_again(site: Site, ollama: Ollama) -> None:
     ollama.fault("error", status=500, text="once", count=1)
     ran = site.ctl("submit", "--worker", "local_001", "Explain", "--wait", "--json")
@@ -119,15 +130,12 @@ def test_a_killed_model_runner_costs_no_attempt(site: Site, ollama: Ollama) -> N
 
 
 def test_while_ollama_is_down_tasks_wait_and_it_is_said_why(site: Site, ollama: Ollama) -> None:
-    ollama.fault("refuse")
-    try:
-        eventually(lambda: site.issue("local_001"), 20.0, "the agent noticed")
-        task_id = site.submit("--worker", "local_001", "Explain")
-        assert site.ctl("wait", str(task_id), "--wait-timeout", "0.5").code == 3
-        assert "Ollama" in site.ctl("show", str(task_id)).out
-        assert "Ollama" in site.ctl("workers", "list").out
-    finally:
-        ollama.no_faults()
+    ollama.fault("refuse", delay_s=8)
+    eventually(lambda: site.issue("local_001"), 20.0, "the agent noticed")
+    task_id = site.submit("--worker", "local_001", "Explain")
+    assert site.ctl("wait", str(task_id), "--wait-timeout", "0.5").code == 3
+    assert "is Ollama running there?" in site.ctl("show", str(task_id)).out
+    assert "is Ollama running there?" in site.ctl("workers", "show", "local_001").out
     assert site.await_state(task_id, "succeeded")["attempts"] == 1
 
 

@@ -24,6 +24,7 @@ _TEXTS_CHARS = 50_000  # of messages and placements in a story
 _EVENTS_MOST = 200  # of a story, the newest
 _MODELS_SHOWN = 4_000  # names over all workers of one message
 _LOADED_SHOWN = 8
+_WORKERS_SHOWN = 500
 
 
 def task_view(state: State, task: Task, *, brief: bool) -> TaskView:
@@ -91,7 +92,7 @@ def waiting_for(state: State, task: Task) -> str:
 
 def worker_views(state: State, workers: Iterable[LiveWorker]) -> tuple[WorkerView, ...]:
     """Workers in the order given."""
-    shown = list(workers)
+    shown = list(workers)[:_WORKERS_SHOWN]
     most = max(1, _MODELS_SHOWN // max(1, len(shown)))
     return tuple(_worker_view(state, worker, min(500, most)) for worker in shown)
 

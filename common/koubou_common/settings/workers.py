@@ -37,7 +37,7 @@ DEFAULT_OPTIONS: Mapping[str, object] = {"num_ctx": 8192, "num_predict": 4096, "
 
 _MODELS_MAX = 500  # what one message to the agent carries
 _LABELS_MAX = 32
-_WORKERS_MAX = 1_000
+_WORKERS_MAX = 500  # what one message shows
 _DEFAULT_MAX_WORKERS = 5  # the requirement's; a longer list of workers raises it
 _LABEL_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,63}")
 
