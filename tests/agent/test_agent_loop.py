@@ -30,6 +30,8 @@ from koubou_common.messages import (
 from koubou_common.messages.limits import CHUNK_BYTES, CHUNKS_OUTSTANDING
 from koubou_common.messages.values import (
     AbortReason,
+    AgentHealth,
+    AgentStatus,
     Body,
     Disposition,
     File,
@@ -109,6 +111,15 @@ def ready(broker: FakeBroker) -> None:
         heartbeat = broker.expect_heartbeat(0)
         if heartbeat.status.free_slots == 1:
             return
+
+
+def told(broker: FakeBroker, issue: str) -> tuple[AgentHealth, AgentStatus]:
+    """What the agent says once it knows of an issue: in its Hello, or in a heartbeat later."""
+    while True:
+        heartbeat = broker.expect_heartbeat(0)
+        for said in (broker.hellos[-1], heartbeat):
+            if said.health is not None and issue in said.health.issue:
+                return said.health, said.status
 
 
 def dispatched(
@@ -294,12 +305,9 @@ def test_an_ollama_that_is_down_is_told_and_no_slot_is_offered(
 ) -> None:
     sim.stop()
     with office.agent(broker.enrolled()):
-        while True:
-            heartbeat = broker.expect_heartbeat(0)
-            if heartbeat.health is not None and "nothing answers" in heartbeat.health.issue:
-                break
-        assert not heartbeat.health.can_work
-        assert heartbeat.status.free_slots == 0
+        health, status = told(broker, "nothing answers")
+        assert not health.can_work
+        assert status.free_slots == 0
 
 
 @pytest.mark.parametrize("problem", [KoubouError(Code.INTERNAL, "did not start in time"), RuntimeError("a bug")])
@@ -318,11 +326,8 @@ def test_a_cli_that_does_not_start_at_first_is_told_and_tried_again(
 
     monkeypatch.setattr(box_module, "Runner", LateRunner)
     with office.agent(broker.enrolled()):
-        while True:
-            heartbeat = broker.expect_heartbeat(0)
-            if heartbeat.health is not None and str(problem) in heartbeat.health.issue:
-                break
-        assert heartbeat.status.free_slots == 0
+        _, status = told(broker, str(problem))
+        assert status.free_slots == 0
         ready(broker)
     assert len(starts) == 3
 

@@ -33,11 +33,11 @@ CASES = {
     "503": Case("ollama_busy", "busy"),
     "cut JSON": Case("bad_answer", "invalid_json"),
     "HTML of a proxy": Case("bad_answer", "html"),
-    "done:false": Case("connection_lost", "done_false", {"after": 5}),
+    "done:false": Case("degenerate", "done_false", {"after": 5}),
     "connection cut": Case("connection_lost", "eof", {"after": 400}),
     "connection reset": Case("connection_lost", "reset", {"after": 400}),
     "empty": Case("empty_output", "empty"),
-    "null": Case("empty_output", "null_response"),
+    "null": Case("bad_answer", "null_response"),
     "cut at num_predict": Case("cut_output", prompt="[[sim: length=500]] Go on", options=("num_predict=50",)),
     "too long for the window": Case("context_overflow", "context"),
     "redirect": Case("redirected", "redirect", {"text": "http://192.0.2.1:11434/api/generate"}),
@@ -101,11 +101,13 @@ def test_the_fault_has_its_name_and_the_next_task_is_done(site: Site, ollama: Ol
 
 
 def test_a_hung_ollama_gets_no_second_task_until_it_has_let_go_of_the_first(site: Site, ollama: Ollama) -> None:
+    # One good run first: a box whose speed is not known gets longer for its first token.
+    assert site.ctl("submit", "--worker", "local_001", "Explain", "--wait").code == 0
     ollama.fault("hang")
-    # How fast it reads is not known yet: the first token is waited for longer than the attempt may take.
     ran = site.ctl("submit", "--worker", "local_001", "--max-attempts", "1", "Explain", "--wait")
     assert (slug(ran), ran.code) == ("task-failed", 1)
-    assert site.ctl("ps", "-a", "--json").data[0]["error"]["class"] in ("timeout", "stuck")
+    newest = site.ctl("ps", "-a", "--json").data[0]
+    assert site.story(newest["id"])["attempts"][0]["error"]["class"] == "stuck"
     task_id = site.submit("--worker", "local_001", "Explain again")
     assert site.ctl("wait", str(task_id), "--wait-timeout", "1").code == 3, "its only slot is not free"
     ollama.restart()
