@@ -14,7 +14,7 @@ help:
 	@echo 'make check   the gate: format, lint, types, who imports whom, tests'
 	@echo 'make up      broker and agents of this home (KOUBOU_HOME, default ~/.koubou)'
 	@echo 'make bench   overhead, throughput, latency, as ratios in one run'
-	@echo 'make sim     the deterministic simulation: make sim SEEDS=10000'
+	@echo 'make sim     the deterministic simulation: make sim SEEDS=10000, or one seed: make sim ONE=7'
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -53,7 +53,7 @@ bench: $(READY)
 
 SEEDS ?= 2000
 sim: $(READY)
-	@$(BIN)/python -m sim.run --seeds $(SEEDS)
+	@PYTHONPATH=tests $(BIN)/python -m sim.run $(if $(ONE),--seed $(ONE),--seeds $(SEEDS))
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -148,6 +148,15 @@ def test_a_permanent_failure_ends_the_task() -> None:
     assert progress.error_message == "it reached num_predict"
 
 
+def test_what_a_failed_task_cost_is_kept_with_it() -> None:
+    play = a_play()
+    dispatch = play.dispatched()
+    failure = replace(
+        a_failure(dispatch.attempt_uid, ErrorClass.EMPTY_OUTPUT), metrics=Metrics(prompt_tokens=7, thinking_tokens=90)
+    )
+    assert the(saved(play.say(W1, failure), TaskProgress)).metrics == failure.metrics
+
+
 def test_a_cancel_is_durable_first_and_an_abort_second() -> None:
     play = a_play()
     dispatch = play.dispatched()

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +86,7 @@ def test_the_demo_on_an_ollama_that_is_given_tells_its_result_as_json(
     surroundings: dict[str, str], tmp_path: Path
 ) -> None:
     with SimulatedOllama(models=[model_named(MODEL, "fast")]) as ollama:
-        ollama.set_speed(0.2)  # answers of a second: time enough to join and to be killed
+        ollama.set_speed(0.4)  # answers of half a second: time enough to join and to be killed
         with demo(surroundings, "--ollama", ollama.url, "--model", MODEL, "--json", "--keep") as child:
             out, err = child.communicate(timeout=DEMO_S)
     assert child.returncode == 0, out + err

@@ -246,6 +246,7 @@ class Attempts:
                 self._note_failure(worker, message.error_class, attempt.record.boot_id)
             self._lifecycle.forget(attempt)
             if runs:
+                attempt.task.metrics = message.metrics  # what a failed task cost is part of its record
                 self._after_failure(attempt, message.error_class, message.message)
         else:
             self._lifecycle.forget(attempt)
