@@ -99,6 +99,18 @@ def test_later_submissions_of_a_session_wait_their_turn_and_others_do_not() -> N
     assert [getattr(message, "request_id", "") for message in ready] == ["r-first", "r-second"]
 
 
+def test_while_the_disk_is_full_nothing_is_pulled_for_a_submission_and_its_sender_is_told() -> None:
+    intake = an_intake()
+    intake.refusal = "the disk is full"
+    (refuse,) = begin_pull(intake, a_submit(large=LARGE))
+    assert isinstance(refuse, Refuse)
+    assert (refuse.error.code, refuse.error.message) == (Code.STORE_FULL, "the disk is full")
+    assert refuse.error.request_id == "r-k"
+    assert refuse.error.retry_after_s > 0
+    intake.refusal = ""
+    assert begin_pull(intake, a_submit(large=LARGE)) == asks(LARGE, 0, 1, 2, 3)
+
+
 def test_a_repeated_request_is_not_pulled_for_twice() -> None:
     intake = an_intake()
     begin_pull(intake, a_submit(large=LARGE))
