@@ -48,7 +48,7 @@ class Backoff:
     """Full jitter: a pause is drawn between 0 and a bound that doubles with every failure."""
 
     first_s: float = 0.25
-    cap_s: float = 10.0
+    cap_s: float = 5.0  # a LAN, some dozens of peers: nobody is flooded, and a broker that is back is found soon
 
     def delay_s(self, failures: int, draw: float) -> float:
         """The pause after `failures` earlier failures; `draw` is in [0, 1)."""
