@@ -117,3 +117,9 @@ def test_an_agent_gets_the_time_it_needs_to_hand_back_its_tasks(name: str) -> No
     grace_s = float(program.partition("--stop-timeout ")[2])
     assert grace_s == STOP_GRACE_S
     assert seconds(SYSTEMD / name, "TimeoutStopSec") >= grace_s + 15
+
+
+@pytest.mark.parametrize("name", ["koubou-agent.service", "koubou-agent@.service"])
+def test_stopping_an_agent_signals_the_agent_alone(name: str) -> None:
+    # By default the whole group gets SIGTERM: the runs that are to finish would be ended.
+    assert values(SYSTEMD / name, "KillMode") == ["mixed"]
