@@ -111,11 +111,6 @@ def decode(data: bytes) -> Envelope:
     return Envelope(_dataclass_decoder(cls)(fields, str(name)), epoch)
 
 
-def to_plain(value: object) -> object:
-    """A value of `messages` as maps, lists and scalars, for storing it inside a column."""
-    return _plain(value)
-
-
 def pack(value: object) -> bytes:
     """Any value of `messages` as bytes, without envelope and limits: for columns and digests."""
     packed: bytes = msgpack.packb(_plain(value), use_bin_type=True)

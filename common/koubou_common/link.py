@@ -15,7 +15,6 @@ from koubou_common.errors import Code, ConfigError, KoubouError
 from koubou_common.keys import KeyPair, fingerprint
 from koubou_common.link_monitor import Attempt, Context, Diagnosis, Socket, Timeouts, Verdict
 from koubou_common.messages.limits import MESSAGE_BYTES
-from koubou_common.outbox import Outbox
 
 __all__ = [
     "Backoff",
@@ -24,7 +23,6 @@ __all__ = [
     "Disconnected",
     "Link",
     "LinkEvent",
-    "Outbox",
     "Received",
     "Timeouts",
 ]

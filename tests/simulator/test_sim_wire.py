@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -158,6 +158,13 @@ def a_process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.communicate()
 
 
+def has_begun(url: str) -> bool:
+    """Whether a generation loads its model or is past that."""
+    with urllib.request.urlopen(f"{url}/_sim/state", timeout=10) as answer:
+        state = json.loads(answer.read())
+    return bool(state["loads"] or state["loaded"])
+
+
 @pytest.mark.e2e
 def test_the_program_prints_its_address_serves_and_ends_in_the_middle_of_an_answer() -> None:
     models = ("--model", MODEL, "--model", "stop", "--model", "my:7b=cpu")
@@ -169,7 +176,7 @@ def test_the_program_prints_its_address_serves_and_ends_in_the_middle_of_an_answ
         names = {model["name"] for model in json.loads(connection.getresponse().read())["models"]}
         assert names == {MODEL, "stop:latest", "my:7b"}
         connection.request("POST", "/api/generate", json.dumps({"model": "my:7b", "prompt": "x", "stream": False}))
-        time.sleep(0.2)
+        eventually(lambda: has_begun(url), what="the model loads or answers")
         process.send_signal(signal.SIGTERM)
         with pytest.raises(http.client.RemoteDisconnected):
             connection.getresponse()
