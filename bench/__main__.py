@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import machine, overhead, throughput
+from bench import flood, machine, overhead, throughput
 
 ROUNDS = 10  # of the overhead: medians of ten cold runs and thirty tasks for each gemini-repo-cli
 THROUGHPUT_ROUNDS = 3
@@ -15,14 +15,22 @@ THROUGHPUT_ROUNDS = 3
 def main() -> int:
     """Measure one after the other, in a folder that is removed at the end."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of the overhead's contest")
+    parser.add_argument(
+        "what", nargs="?", choices=("all", "flood"), default="all", help="all but the flood (default), or the flood"
+    )
+    parser.add_argument(
+        "--rounds", type=int, help=f"of the overhead's contest ({ROUNDS}), of each flood ({flood.ROUNDS})"
+    )
     parser.add_argument("--folder", type=Path, help="where to put the database (default: the temporary folder)")
     given = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="koubou-bench-", dir=given.folder))
     try:
         print("\n".join(machine.describe(home)))
-        is_met = overhead.measure(home / "overhead", given.rounds)
-        throughput.measure(home / "throughput", THROUGHPUT_ROUNDS)
+        if given.what == "flood":
+            is_met = flood.measure(home / "flood", given.rounds or flood.ROUNDS)
+        else:
+            is_met = overhead.measure(home / "overhead", given.rounds or ROUNDS)
+            throughput.measure(home / "throughput", THROUGHPUT_ROUNDS)
     finally:
         shutil.rmtree(home, ignore_errors=True)
     return 0 if is_met else 1

@@ -16,6 +16,7 @@ from typing import assert_never
 
 import zmq
 
+from koubou_agent import room
 from koubou_agent.attempt import AttemptRun, Equipment
 from koubou_agent.blobs import BlobCache
 from koubou_agent.box import UNKNOWN, Box
@@ -94,7 +95,7 @@ class Agent:
         self._cache = BlobCache(config.cache_dir, config.settings.cache_bytes, float(config.settings.cache_days))
         self._inputs = Inputs(self._cache, self._post)
         self._outputs = Outputs(self._spool)
-        self._box = Box(config, self._post)
+        self._box = Box(config, self._post, self._cache.give_way)
         self._equipment = Equipment(
             gateway=self._box.gateway,
             preloader=self._box.preloader,
@@ -280,6 +281,8 @@ class Agent:
     def _keep(self, outcome: Outcome) -> list[Effect]:
         uid = outcome.attempt_uid
         problem = self._outputs.keep(outcome)
+        if problem and self._cache.give_way(room.LEAST_BYTES):
+            problem = self._outputs.keep(outcome)
         now = time.monotonic()
         return self._core.spool_failed(uid, problem, now) if problem else self._core.spooled(uid, now)
 

@@ -16,6 +16,7 @@ from koubou_agent.effects import Failed, Outcome, StartAttempt, Success
 from koubou_agent.gateway import CallPlan, CallReport, Door, Gateway, Limits, Phase
 from koubou_agent.preload import Preloader, PreloadReport
 from koubou_agent.runner import RunReport, RunRequest
+from koubou_common import durable
 from koubou_common.errors import ErrorClass, KoubouError, RefusedError
 from koubou_common.messages.limits import LOG_BYTES
 from koubou_common.messages.values import Body, Metrics, Option, WorkerConfig, WorkerLimits
@@ -172,6 +173,8 @@ class AttemptRun:
         except RefusedError as error:  # a file name that no side should have let through
             return self._failed(ErrorClass.BAD_REQUEST, error.message), b""
         except OSError as error:
+            if durable.is_refusal(error):  # no try of the task's: another box may have room
+                return self._failed(ErrorClass.INPUTS_UNAVAILABLE, f"the disk of this box is full: {error}"), b""
             return self._failed(ErrorClass.AGENT_ERROR, f"this box: {error}"), b""
         except KoubouError as error:
             return self._failed(ErrorClass.AGENT_ERROR, error.message), b""

@@ -42,7 +42,8 @@ class BlobCache:
             return None
         if hashlib.sha256(data).digest() != sha256:
             _log.warning("cache: %s is damaged and forgotten", path.name)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
             return None
         with contextlib.suppress(OSError):
             os.utime(path)  # its last use
@@ -52,29 +53,43 @@ class BlobCache:
         """Keep a blob; a cache that cannot write is a slow one, not a fault."""
         path = self._path(hashlib.sha256(data).digest())
         partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
-        try:
-            with open(partial, "xb", opener=durable.private) as file:
-                file.write(data)
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            _log.warning("cache: %s could not be kept: %s", path.name, error)
+        for is_last in (False, True):
+            try:
+                with open(partial, "xb", opener=durable.private) as file:
+                    file.write(data)
+                partial.replace(path)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                if durable.is_refusal(error) and not is_last and self.give_way(len(data)):
+                    continue
+                _log.warning("cache: %s could not be kept: %s", path.name, error)
+            break
         self.trim()
+
+    def give_way(self, size_bytes: int) -> bool:
+        """Drop what was not used for longest, so many bytes of it: the disk is full; whether anything was dropped."""
+        with self._lock:
+            freed_bytes = 0
+            for _, blob_bytes, path in self._by_use():
+                if freed_bytes >= size_bytes:
+                    break
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    freed_bytes += blob_bytes
+            return freed_bytes > 0
 
     def trim(self) -> None:
         """Drop what was not used for long, then the least recently used until the rest fits."""
         with self._lock:
-            used: list[tuple[float, int, Path]] = []
-            for path in self._folder.iterdir():
-                with contextlib.suppress(FileNotFoundError):
-                    stat = path.stat()
-                    used.append((stat.st_mtime, stat.st_size, path))
+            used = self._by_use()
             oldest = time.time() - self._most_days * _DAY_S
             left = sum(size for _, size, _ in used)
-            for at, size, path in sorted(used):
+            for at, size, path in used:
                 if left <= self._most_bytes and at >= oldest:
                     break
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # a disk that became read-only keeps them
+                    path.unlink(missing_ok=True)
                 left -= size
 
     def wipe(self) -> None:
@@ -82,6 +97,15 @@ class BlobCache:
         with self._lock:
             for path in self._folder.iterdir():
                 path.unlink(missing_ok=True)
+
+    def _by_use(self) -> list[tuple[float, int, Path]]:
+        """Last use, size and place of all blobs, the least recently used first."""
+        used: list[tuple[float, int, Path]] = []
+        for path in self._folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                used.append((stat.st_mtime, stat.st_size, path))
+        return sorted(used)
 
     def _path(self, sha256: bytes) -> Path:
         return self._folder / sha256.hex()

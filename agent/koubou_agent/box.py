@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
-from koubou_agent import cli_env
+from koubou_agent import cli_env, room
 from koubou_agent.attempt import AttemptRun, CliRunner, ModelFacts, ReadingRates, make_plan
 from koubou_agent.call_plan import parse_version
 from koubou_agent.cli_env import CliMissing
@@ -34,9 +34,15 @@ _log = logging.getLogger("koubou_agent")
 class Box:
     """Started and stopped by the loop; `report` is called from a thread of its own after every look."""
 
-    def __init__(self, config: AgentConfig, report: Callable[[AgentHealth], None]) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        report: Callable[[AgentHealth], None],
+        give_way: Callable[[int], bool] = lambda _size_bytes: False,
+    ) -> None:
         self._config = config
         self._report = report
+        self._give_way = give_way  # the cache drops so many bytes
         self._probe = Probe(config.ollama_url)
         self._runner: Runner | None = None
         self._cli_issue = "gemini-repo-cli is not started yet"
@@ -122,7 +128,14 @@ class Box:
         except Exception as error:  # without this thread nobody would ever hear of this box again
             _log.exception("the agent's own fault while it looked at its box")
             return AgentHealth(issue=f"{type(error).__name__}: {error}"[:_SENTENCE_CHARS], can_work=False)
-        return agent_health(health, self._cli_issue)
+        return agent_health(health, self._cli_issue, self._disk_issue())
+
+    def _disk_issue(self) -> str:
+        folders = (self._config.spool_dir, self._config.work_dir)
+        issue = room.issue_of(folders)
+        if issue and self._give_way(room.LEAST_BYTES):
+            issue = room.issue_of(folders)
+        return issue
 
     def _remember(self, health: Health) -> None:
         if not health.ok:
@@ -165,9 +178,9 @@ def cli_python(config: AgentConfig) -> Path:
     return config.home.resolve(named) if named is not None else cli_env.locate(config.home.root)
 
 
-def agent_health(health: Health, cli_issue: str) -> AgentHealth:
+def agent_health(health: Health, *own_issues: str) -> AgentHealth:
     """What the broker is told."""
-    issues = [issue for issue in (health.issue, cli_issue) if issue]
+    issues = [issue for issue in (health.issue, *own_issues) if issue]
     return AgentHealth(
         ollama_ok=health.ok,
         ollama_version=health.version[:_WORD_CHARS],
@@ -186,5 +199,5 @@ def agent_health(health: Health, cli_issue: str) -> AgentHealth:
             if len(model.name) <= _NAME_CHARS
         ),
         issue="; ".join(issues)[:_SENTENCE_CHARS],
-        can_work=health.ok and not cli_issue,
+        can_work=health.ok and not any(own_issues),
     )

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from koubou_common import durable
 from koubou_common.errors import ConfigError
 
 if sys.platform == "win32":
@@ -28,7 +29,7 @@ class SingleAgent:
         self._handle: int | None = None
 
     def __enter__(self) -> "SingleAgent":
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        durable.make_folder(self._path.parent)  # the spool will lie in it
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             _lock(handle)

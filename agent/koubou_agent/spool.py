@@ -31,7 +31,7 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._in_memory: dict[str, bytes] = {}  # raw texts that the disk refused
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        durable.make_folder(folder)
 
     def load(self) -> list[Outcome]:
         """Every outcome kept from earlier runs, oldest first; damaged files are set aside, never deleted."""

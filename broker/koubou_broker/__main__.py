@@ -6,6 +6,7 @@ import resource
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -13,6 +14,9 @@ from koubou_broker import migrate
 from koubou_broker.conductor import StopBroker
 from koubou_broker.config import Configuration, read_configuration
 from koubou_broker.database import said
+from koubou_broker.restoration import restore
+from koubou_broker.server import Server
+from koubou_broker.soundness import damaged, faults_of, refuse_foreign
 from koubou_broker.start import Places, locked, prepare, running
 from koubou_common import __version__, logs
 from koubou_common.errors import Code, KoubouError
@@ -23,8 +27,18 @@ from koubou_common.settings import BrokerSettings, WorkersFile, example
 
 EXIT_FAILED, EXIT_USAGE, EXIT_BAD_CONFIGURATION = 1, 2, 8  # the contract of all our commands
 
+_RESTORED = """\
+This means
+  - tasks accepted after the backup are gone: whoever holds such an id is told so, and submits again
+  - tasks that ended after the backup are as they were then: what was still to be done is done again
+  - results of attempts that the backup does not know are parked: koubou-ctl parked
+  - keys invited or revoked after the backup are as they were then: koubou-ctl keys list
+next      koubou-broker, or: systemctl start koubou-broker"""
+
 _OWN_FILES = 256  # database, keys, sockets between threads
 
+_SWITCH_S = 0.0005  # one thread computes no longer when another could: an answer passes through three of them
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _OF_THE_GROUP = ("-h", "--help", "--version")
 
 log = logging.getLogger("koubou_broker")
@@ -113,6 +127,39 @@ def migrate_(home: Path | None) -> None:
     click.echo("the database was brought up to date" if changed else "the database is up to date")
 
 
+@cli.command("check-database")
+@_home_option
+def check_database(home: Path | None) -> None:
+    """Look at all of the database and every stored text, with the broker stopped; exit code 1 if it is damaged."""
+    place = Home.from_env(os.environ, home)
+    path = Places(place).database
+    if not path.exists():
+        raise KoubouError(Code.NOT_FOUND, f"there is no database {path}", "is this the broker's home (--home)?")
+    with locked(place):
+        refuse_foreign(path)
+        faults = faults_of(path)
+    if faults:
+        raise damaged(path, faults)
+    click.echo(f"the database is whole: {path}, {path.stat().st_size / 2**20:,.1f} MiB")
+
+
+@cli.command("restore")
+@click.argument("file", type=click.Path(path_type=Path))
+@_home_option
+def restore_(file: Path, home: Path | None) -> None:
+    """Put a backup in the database's place, with the broker stopped; the present one is kept beside it."""
+    place = Home.from_env(os.environ, home)
+    logs.set_up("warning", "auto")
+    _refuse_other_account(place)
+    with locked(place):
+        restored = restore(file.absolute(), Places(place).database)
+    click.echo(f"restored  {file}: {restored.tasks} tasks, {restored.live} of them still to be done")
+    click.echo(f"kept      {restored.kept or 'nothing: there was no database'}")
+    if not place.key_file("broker").exists():
+        click.echo(f"keys      none in {place.keys}: put the old ones there, or every box and person must join again")
+    click.echo(_RESTORED)
+
+
 def main() -> None:
     """The console script: every error a person can mend is told in a person's words."""
     try:
@@ -131,12 +178,24 @@ def main() -> None:
         sys.exit(EXIT_BAD_CONFIGURATION if error.code is Code.BAD_CONFIGURATION else EXIT_FAILED)
 
 
+def _refuse_other_account(home: Home) -> None:
+    """Root would leave files that the service's account cannot open."""
+    if not home.root.exists() or os.geteuid() != 0:
+        return
+    owner = home.root.stat().st_uid
+    if owner != 0:
+        raise KoubouError(
+            Code.REFUSED,
+            f"{home.root} belongs to another account, which could not open the restored database",
+            f"sudo -u '#{owner}' koubou-broker restore FILE --home {home.root}",
+        )
+
+
 def _serve(home: Home, configuration: Configuration) -> None:
     _allow_files(configuration.broker.limits.max_sessions)
     try:
         with running(home, configuration) as broker:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: broker.server.stop())
+            _stop_on_signal(broker.server)
             click.echo(f"koubou-broker {__version__}")
             click.echo(f"address  {' '.join(broker.addresses)}")
             click.echo(f"key      {broker.fingerprint}")
@@ -146,6 +205,7 @@ def _serve(home: Home, configuration: Configuration) -> None:
                 click.echo("next     koubou-agent run --worker-id local_001    (a box: koubou-ctl workers invite ID)")
             sys.stdout.flush()
             sd_notify(f"STATUS=listening on {' '.join(broker.addresses)}")
+            sys.setswitchinterval(_SWITCH_S)
             if broker.server.run():
                 log.info("stopped: everything taken in is stored")
             else:
@@ -156,6 +216,17 @@ def _serve(home: Home, configuration: Configuration) -> None:
         sys.exit(EXIT_FAILED)
     except OSError as error:
         raise KoubouError(Code.INTERNAL, f"the broker cannot run: {said(error)}") from error
+
+
+def _stop_on_signal(server: Server) -> None:
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        for number in _STOP_SIGNALS:
+            # A second one ends the process where it stands: a kill at any instant loses nothing that was told.
+            signal.signal(number, signal.SIG_DFL)
+        server.stop()
+
+    for number in _STOP_SIGNALS:
+        signal.signal(number, stop)
 
 
 def _allow_files(sessions_max: int) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from koubou_broker.effects import Erased
 from koubou_broker.records import Record
 
 
@@ -92,9 +93,19 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """The answer to `probe`: whether something of some size could be written."""
+    """The answer to `probe`."""
 
-    is_ok: bool
+    can_write: bool  # a small change became durable
+    fits_task: bool  # as much as the largest task could be written
 
 
-Outcome = Durable | Claimed | Failed | Probed
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """The answer to an Erase: durable as far as it says; `hashes` are of the bodies that are gone."""
+
+    token: int
+    erased: Erased
+    hashes: tuple[bytes, ...]
+
+
+Outcome = Durable | Claimed | Failed | Probed | Purged

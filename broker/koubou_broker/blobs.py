@@ -12,14 +12,18 @@ from koubou_broker.batches import Claim, Claimed, NewBlob
 from koubou_broker.bodies import EMPTY_SHA256, BodyCache, bodies_of, fault_of, with_bodies, without_bytes
 from koubou_broker.core_settings import Limits
 from koubou_broker.effects import Peer
+from koubou_broker.uploads import Uploads
 from koubou_common.errors import Code
 from koubou_common.messages import BlobChunk, BlobGet, BlobMissing, Error, Result, Submit
 from koubou_common.messages.limits import CHUNK_BYTES, CHUNKS_OUTSTANDING, MIB
 
 STALL_S = 30.0  # without a piece for so long, the sender has to say it all again
 WAITING_BYTES = 32 * MIB  # of one session's messages in the line: a batch in parts behind a large file
+WAITING_EACH = 2 * WAITING_BYTES  # the same over all sessions of a principal
 PULLS = 16  # sessions pulled from at a time: bounds memory to 16 files of the largest size
+PULLS_EACH = 4  # of one principal: who falls silent in the middle of every body leaves places to others
 RETRY_AFTER_S = 2.0
+UNREFERENCED_RETRY_S = 600.0  # what no task needs is kept for a day
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +112,11 @@ class Intake:
         self._cache = cache
         self._lines: dict[int, _Line] = {}
         self._claims: dict[int, int] = {}  # token -> session
-        self._pulling: OrderedDict[int, None] = OrderedDict()  # sessions that may be pulled from, at most PULLS
-        self._queued: OrderedDict[int, None] = OrderedDict()  # sessions that wait for such a place
+        self._pulling: OrderedDict[int, str] = OrderedDict()  # sessions that may be pulled from, and their principals
+        self._queued: OrderedDict[int, str] = OrderedDict()  # sessions that wait for such a place
+        self.uploads = Uploads(limits.unreferenced_bytes_per_client)
         self._last_token = 0
+        self.is_paused = False  # nothing can be written, not even what a claim refreshes
         self.refusal = ""  # why no submission is taken: nothing is pulled for one, the disk may have no room for it
 
     def receive(self, peer: Peer, session: int, message: Submit | Result, now_s: float) -> list[Step]:
@@ -123,7 +129,13 @@ class Intake:
         absent = OrderedDict((body.sha256, body.size_bytes) for body in bodies_of(message) if body.sha256 not in here)
         stripped = with_bodies(message, without_bytes)
         line = self._lines.get(session)
-        is_dry = isinstance(message, Submit) and message.dry_run  # nothing will be stored: sizes are enough
+        # Nothing will be stored: sizes are enough.
+        is_dry = isinstance(message, Submit) and (message.dry_run or self.is_paused)
+        if self.is_paused and isinstance(message, Submit) and message.parts > 1:
+            # Its last part may come when submissions are taken again, and would miss the bodies of this one.
+            return [Refuse(session, _error(message, Code.BUSY, self.refusal))]
+        if self.is_paused:
+            blobs = []
         if is_dry or (not absent and (line is None or isinstance(message, Result))):
             return [Ready(peer, session, stripped, tuple(blobs))]
         return self._line_up(session, _Waiting(peer, stripped, blobs, absent), now_s)
@@ -165,14 +177,16 @@ class Intake:
         head = line.waiting[0]
         del head.missing[pull.sha256]
         line.pull = None
+        self.uploads.brought(head.peer.name, pull.sha256, len(data), now_s)
         return [Keep(NewBlob(pull.sha256, data, head.peer.name)), *self._go_on(session, now_s)]
 
     def missing(self, session: int, message: BlobMissing, now_s: float) -> list[Step]:
-        """The sender does not have what it referred to."""
+        """The sender does not have what it referred to; or had not, when it was asked for an earlier message."""
         line = self._lines.get(session)
         if line is None or line.pull is None or line.pull.sha256 != message.sha256:
             return []
-        return self._drop_head(session, Code.BAD_INPUT, "the sender no longer has a body it refers to", now_s)
+        # It names no message: where the same body is pulled for the next one, only a repetition can tell.
+        return self._drop_head(session, Code.BUSY, "the sender said that it no longer has a body it refers to", now_s)
 
     def closed(self, session: int, now_s: float) -> list[Step]:
         """The session is gone, and its line with it."""
@@ -213,6 +227,13 @@ class Intake:
         if line.waiting and sum(one.held_bytes for one in (*line.waiting, waiting)) > WAITING_BYTES:
             most = f"messages of {WAITING_BYTES} bytes wait for bodies"
             return [Refuse(session, _error(waiting.message, Code.BUSY, most))]
+        name = waiting.peer.name
+        others = (one for each in self._lines.values() for one in each.waiting if one.peer.name == name)
+        if sum(one.held_bytes for one in others) + waiting.held_bytes > WAITING_EACH:
+            most = f"messages of {WAITING_EACH} bytes wait for bodies on your connections"
+            if not line.waiting:
+                del self._lines[session]
+            return [Refuse(session, _error(waiting.message, Code.BUSY, most))]
         line.waiting.append(waiting)
         return self._go_on(session, now_s) if len(line.waiting) == 1 else []
 
@@ -226,6 +247,10 @@ class Intake:
                 return [*steps, self._claim(session, line, head)]
             if head.missing and self.refusal and isinstance(head.message, Submit):
                 return [*steps, *self._drop_head(session, Code.STORE_FULL, self.refusal, now_s)]
+            if head.missing and isinstance(head.message, Submit):
+                reason = self.uploads.refusal(head.peer.name, sum(head.missing.values()), now_s)
+                if reason:
+                    return [*steps, *self._drop_head(session, Code.BUSY, reason, now_s, UNREFERENCED_RETRY_S)]
             if head.missing:
                 return [*steps, *self._pull(session, line, head, now_s)]
             line.waiting.popleft()
@@ -241,10 +266,10 @@ class Intake:
 
     def _pull(self, session: int, line: _Line, head: _Waiting, now_s: float) -> list[Step]:
         if session not in self._pulling:
-            if len(self._pulling) >= PULLS:
-                self._queued[session] = None
+            if not self._may_pull(head.peer.name):
+                self._queued[session] = head.peer.name
                 return []
-            self._pulling[session] = None
+            self._pulling[session] = head.peer.name
         sha256, size_bytes = next(iter(head.missing.items()))
         line.pull = _Pull(sha256, size_bytes)
         line.moved_s = now_s
@@ -257,21 +282,28 @@ class Intake:
             pull.asked += 1
         return steps
 
-    def _drop_head(self, session: int, code: Code, text: str, now_s: float) -> list[Step]:
+    def _drop_head(
+        self, session: int, code: Code, text: str, now_s: float, wait_s: float = RETRY_AFTER_S
+    ) -> list[Step]:
         line = self._lines[session]
         head = line.waiting.popleft()
         line.pull = None
-        return [Refuse(session, _error(head.message, code, text)), *self._go_on(session, now_s)]
+        return [Refuse(session, _error(head.message, code, text, wait_s)), *self._go_on(session, now_s)]
 
     def _give_place_back(self, session: int, now_s: float) -> list[Step]:
         self._queued.pop(session, None)
         if session not in self._pulling:
             return []
         del self._pulling[session]
-        if not self._queued:
+        following = next((one for one, name in self._queued.items() if self._may_pull(name)), None)
+        if following is None:
             return []
-        following, _ = self._queued.popitem(last=False)
+        del self._queued[following]
         return self._go_on(following, now_s)
+
+    def _may_pull(self, name: str) -> bool:
+        own = sum(other == name for other in self._pulling.values())
+        return len(self._pulling) < PULLS and own < PULLS_EACH
 
 
 class Grants:
@@ -336,10 +368,10 @@ def _over(message: Submit | Result, what: str, size: int, most: int, limit: str)
     return _error(message, Code.TOO_LARGE, f"{what} has {size} bytes, {most} are allowed (limit {limit})")
 
 
-def _error(message: Submit | Result, code: Code, text: str) -> Error:
+def _error(message: Submit | Result, code: Code, text: str, wait_s: float = RETRY_AFTER_S) -> Error:
     request_id = message.request_id if isinstance(message, Submit) else ""
     hint = "nothing was accepted; try again later" if code is Code.STORE_FULL else ""
-    retry_after_s = RETRY_AFTER_S if code in (Code.BUSY, Code.STORE_FULL) else 0.0
+    retry_after_s = wait_s if code in (Code.BUSY, Code.STORE_FULL) else 0.0
     return Error(code, text, hint, request_id, retry_after_s)
 
 

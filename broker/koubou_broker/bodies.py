@@ -2,15 +2,16 @@
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from koubou_common.codec import encode
-from koubou_common.messages import Dispatch, FromBroker, Result, Submit, TaskResult
+from koubou_common.messages import Dispatch, FromBroker, ParkedWork, Result, Submit, TaskResult
 from koubou_common.messages.limits import INLINE_BYTES
 from koubou_common.messages.values import Body, TaskSpec
 
 CACHE_BYTES = 64 * 1024 * 1024  # recent small bodies: most prompts leave again soon after they came
+CACHE_BODIES = 8_192  # a tiny one costs half a KiB all the same; this many are some thousand tasks
 _FRAME_BYTES = 8 * 1024  # more than a message takes around its bodies and file names
 _FILE_FRAME_BYTES = 1_200  # more than a file's name (255 characters of 4 bytes), hash and sizes take
 _INLINE_FRAME_BYTES = 16  # what a binary field takes around its bytes
@@ -20,7 +21,7 @@ EMPTY_SHA256 = hashlib.sha256(b"").digest()
 Change = Callable[[Body], Body]
 
 
-def bodies_of(message: Submit | Result | Dispatch | TaskResult) -> Iterator[Body]:
+def bodies_of(message: Submit | Result | Dispatch | TaskResult | ParkedWork) -> Iterator[Body]:
     """All bodies of a message in the order they are attached: prompts before files."""
     match message:
         case Submit():
@@ -35,6 +36,8 @@ def bodies_of(message: Submit | Result | Dispatch | TaskResult) -> Iterator[Body
         case TaskResult():
             if message.body:
                 yield message.body
+        case ParkedWork():
+            yield from (one.body for one in message.outcomes if one.body)
 
 
 def with_bodies(message: Submit | Result, change: Change) -> Submit | Result:
@@ -65,8 +68,9 @@ def without_bytes(body: Body) -> Body:
 class BodyCache:
     """Recent bodies by hash, the least recently used dropped first."""
 
-    def __init__(self, most_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, most_bytes: int = CACHE_BYTES, most_bodies: int = CACHE_BODIES) -> None:
         self._most_bytes = most_bytes
+        self._most_bodies = most_bodies
         self._held: OrderedDict[bytes, bytes] = OrderedDict()
         self._held_bytes = 0
 
@@ -76,9 +80,16 @@ class BodyCache:
             return
         self._held[sha256] = data
         self._held_bytes += len(data)
-        while self._held_bytes > self._most_bytes:
+        while self._held_bytes > self._most_bytes or len(self._held) > self._most_bodies:
             _, dropped = self._held.popitem(last=False)
             self._held_bytes -= len(dropped)
+
+    def drop(self, hashes: Iterable[bytes]) -> None:
+        """Forget bodies that were removed for good."""
+        for sha256 in hashes:
+            data = self._held.pop(sha256, None)
+            if data is not None:
+                self._held_bytes -= len(data)
 
     def get(self, sha256: bytes) -> bytes | None:
         """A body, if it is still held."""

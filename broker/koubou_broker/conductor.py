@@ -4,67 +4,166 @@ What the calls between two `end_turn` add up to is one turn: its changes share a
 """
 
 import logging
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import assert_never, get_args
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol, assert_never, get_args
 
 from koubou_broker import blobs
-from koubou_broker.access import AccessControl
-from koubou_broker.batches import Claim, Claimed, Durable, Failed, FailureKind, NewBlob, Probed, Quarantined
+from koubou_broker.access import Grant
+from koubou_broker.backup import Answer as Told
+from koubou_broker.batches import (
+    Batch,
+    Claim,
+    Claimed,
+    Durable,
+    Failed,
+    FailureKind,
+    NewBlob,
+    Outcome,
+    Probed,
+    Purged,
+    Quarantined,
+)
 from koubou_broker.blobs import Grants, Intake
 from koubou_broker.bodies import BodyCache
 from koubou_broker.core import Core
 from koubou_broker.core_settings import CoreSettings
-from koubou_broker.effects import Alert, Allow, Close, Effect, Lookup, Now, Peer, Revoke, Save, Send, Snapshot
+from koubou_broker.effects import (
+    Alert,
+    Allow,
+    AskBackup,
+    Close,
+    Effect,
+    Erase,
+    Lookup,
+    Now,
+    Peer,
+    Revoke,
+    Save,
+    Send,
+    Snapshot,
+    Upload,
+)
 from koubou_broker.outgoing import Outbound
 from koubou_broker.quarantine import Quarantine, source_of
-from koubou_broker.reader import Bodies, ChunkRead, Find, FoundRows, ReadBodies, ReadChunk, Reader, ReadFailed
+from koubou_broker.reader import Answer, Bodies, ChunkRead, Find, FoundRows, ReadBodies, ReadChunk, ReadFailed, Request
+from koubou_broker.records import NewTask
 from koubou_broker.sessions import Session, Sessions, Transmit
-from koubou_broker.store import Store
-from koubou_broker.turns import Ledger, Source, Turn
+from koubou_broker.turns import Ledger, Source, Turn, keeps_blobs
 from koubou_common.codec import DecodeError, decode, pack
 from koubou_common.errors import Code
 from koubou_common.messages import (
     AgentHello,
+    BackupMade,
     BlobChunk,
     BlobGet,
     BlobMessage,
     BlobMissing,
     ClientHello,
+    Enrol,
     Error,
     FromAgent,
+    FromBroker,
     FromClient,
+    GetKeys,
+    GetResult,
+    GetStatus,
+    GetStory,
+    GetTasks,
+    GetWorkers,
     Result,
     Submit,
     ToBroker,
+    Watch,
 )
 from koubou_common.messages.values import Role
 
 FULL_RETRY_S = 5.0  # what a refused client is told to wait
 CULPRITLESS = 3  # broken transactions in a row that no message is to blame for: then we stop
-READS_PER_SESSION = 16  # pieces one peer may have under way: as many as its queue holds
+READS_EACH = 32  # pieces that are read for one principal at a time: 16 MiB, what eight downloads ask for ahead
+LOOKUPS_EACH = 16  # questions to the store of one principal at a time: others' wait behind so many
+LOOKUPS_OF_MANY = 2  # the same of one that used much: an answer with a page is the longest work there is
+OWED_EACH = 64  # rows of one principal that wait for the disk: others' wait behind so many
+BUSY_RETRY_S = 2.0  # whoever sends faster than it is served is told to wait: a full line is served in about that time
 
 log = logging.getLogger("koubou_broker")
 _TO_BROKER = get_args(ToBroker)
 _SUBMITTERS = (Role.CLIENT, Role.OPERATOR)
 _BLOBLESS = (Role.ENROL, Role.REMOVED)
+#: What changes nothing. A Submit is among them while none is taken: one that was accepted before is told so.
+_QUESTIONS = (
+    ClientHello,
+    GetKeys,
+    GetResult,
+    GetStatus,
+    GetStory,
+    GetTasks,
+    GetWorkers,
+    Submit,
+    Watch,
+)
 
 
 class StopBroker(Exception):  # noqa: N818 - an order, carried out by whoever runs the loop
     """Nothing can be trusted any more: end the process, the service manager starts a new one."""
 
 
+class AllowList(Protocol):
+    """Who may connect, and as what: `access.AccessControl`, or the simulation's."""
+
+    def grant_of(self, public_key: str) -> Grant | None:
+        """What a key is good for now."""
+
+    def allow(self, public_key: str, principal_name: str, role: Role) -> None:
+        """Let a key in, or change what it is good for."""
+
+    def revoke(self, public_key: str) -> None:
+        """Let a key in no more."""
+
+
+class Writer(Protocol):
+    """What writes: `store.Store`, or the simulation's."""
+
+    def put(self, batch: Batch) -> None:
+        """Hand a batch over."""
+
+    def take(self) -> list[Outcome]:
+        """What has come back since the last time, in order."""
+
+
+class Library(Protocol):
+    """What reads: `reader.Reader`, or the simulation's."""
+
+    def ask(self, request: Request) -> None:
+        """Answer this after all that was asked before."""
+
+    def take(self) -> list[Answer]:
+        """The answers since the last time, in order."""
+
+
+class Keeper(Protocol):
+    """What copies the database and removes texts from it: `keeper.Keeper`."""
+
+    def ask(self, order: AskBackup | Erase) -> list[Told]:
+        """Carry this out; what can be said at once."""
+
+    def take(self) -> list[Told]:
+        """What is to be said since the last time, in order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What the conductor conducts."""
 
-    access: AccessControl
-    store: Store
-    reader: Reader
+    access: AllowList
+    store: Writer
+    reader: Library
     settings: CoreSettings
     epoch: int
     transmit: Transmit
+    keeper: Keeper | None = None  # None: what is stored is no file (the simulation's)
+    cpu_s: Callable[[], float] = float  # time that the loop has used; 0: nobody counts it
 
 
 class Conductor:
@@ -80,13 +179,20 @@ class Conductor:
         self._ledger = Ledger()
         self._turn = Turn()
         self._quarantine = Quarantine()
-        self._reads: Counter[int] = Counter()  # pieces under way, by session
+        self._reads: Counter[str] = Counter()  # pieces under way, by principal
+        self._answers: deque[Answer] = deque()  # of the reader, not looked at yet
+        self._asked: dict[int, str] = {}  # look-ups of this core under way: token -> principal
+        self._lookups: Counter[str] = Counter()  # the same, counted
+        self._spent: dict[str, float] = {}  # on answers, by principal, until `take_spent`
         self._refusal = ""
         self._culpritless = 0
         self.failed: Failed | None = None  # the store gave up: nothing but `rebuild` is of use now
-        self.is_writable = True  # by the last probe of the store
+        self.probed: Probed | None = None  # what the store found, until the loop has looked at it
+        self._paused_s: float | None = None  # since when nothing can be written; None: it can
         self.undecodable = 0  # messages dropped because they are none
         self._alerts: dict[str, str] = {}  # the server's own: they outlive a core
+        self._erases: dict[int, int] = {}  # purges under way: our number -> this core's
+        self._last_erase = 0
         self._core, self._batch_offset = self._new_core(snapshot, seed, now)
 
     @property
@@ -107,7 +213,17 @@ class Conductor:
     @property
     def has_work(self) -> bool:
         """Whether a turn has begun that has to be ended at once."""
-        return self._turn.has_writes or bool(self._turn.releases)
+        return (self._turn.has_writes or bool(self._turn.releases or self._answers)) and not self.is_held_up
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether changes go to the disk; while they do not, only questions are answered."""
+        return self._paused_s is None
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether a change waits for a disk that takes nothing: nothing may be read or said past it."""
+        return not self.is_writable and self._turn.has_writes
 
     @property
     def refusal(self) -> str:
@@ -124,8 +240,32 @@ class Conductor:
         """When the core wants a tick, by the monotonic clock."""
         return self._core.next_deadline
 
-    def hear(self, now: Now) -> None:
-        """Take in what store and reader have said."""
+    def know_uploads(self, uploads: Iterable[Upload], now: Now) -> None:
+        """What was sent before the start and belongs to no task yet."""
+        for one in uploads:
+            since_s = now.mono_s - max(0, now.wall_ms - one.stored_ms) / 1_000
+            self._intake.uploads.brought(one.principal, one.sha256, one.size_bytes, since_s)
+
+    def principal_of(self, public_key: str) -> str:
+        """Whose key it is: all keys of a name share what is allowed to one; a revoked key speaks for itself."""
+        grant = self._parts.access.grant_of(public_key)
+        return grant.principal if grant else public_key
+
+    def may_go(self, principal: str, *, used_much: bool = False) -> bool:
+        """Whether a principal's messages may be taken in: not while the disk is busy with what it sent before."""
+        return (
+            self._ledger.owed_to(principal) + self._turn.owed[principal] < OWED_EACH
+            and self._lookups[principal] < (LOOKUPS_OF_MANY if used_much else LOOKUPS_EACH)
+            and self._reads[principal] < READS_EACH
+        )
+
+    def take_spent(self) -> dict[str, float]:
+        """Time that answers took since the last time, by principal."""
+        spent, self._spent = self._spent, {}
+        return spent
+
+    def hear(self, now: Now, enough: Callable[[], bool] = bool) -> None:
+        """Take in what store and reader have said; of the reader's answers one, and more until there is `enough`."""
         for outcome in self._parts.store.take():
             match outcome:
                 case Durable():
@@ -133,7 +273,9 @@ class Conductor:
                 case Claimed():
                     self._follow(self._intake.claimed(outcome, now.mono_s), now)
                 case Probed():
-                    self.is_writable = outcome.is_ok
+                    self.probed = outcome
+                case Purged():
+                    self._on_purged(outcome, now)
                 case Failed() if outcome.term == self._ledger.term or outcome.kind is FailureKind.FATAL:
                     self.failed = outcome
                     return
@@ -141,11 +283,13 @@ class Conductor:
                     pass
                 case _:
                     assert_never(outcome)
-        for answer in self._parts.reader.take():
+        self._answers += self._parts.reader.take()
+        while self._answers:
+            answer = self._answers.popleft()
             match answer:
                 case FoundRows():
                     if answer.term == self._ledger.term:
-                        self._turn.add(self._core.found(answer.token, answer.found, now))
+                        self._on_found(answer, now)
                 case Bodies():
                     self._outbound.read(answer)
                 case ChunkRead():
@@ -154,6 +298,11 @@ class Conductor:
                     self._on_read_failed(answer, now)
                 case _:
                     assert_never(answer)
+            if enough():
+                break
+        if self._parts.keeper is not None:
+            for told in self._parts.keeper.take():
+                self._on_told(told, now)
 
     def receive(self, route: bytes, public_key: str, data: bytes, now: Now) -> None:
         """One frame came from the holder of a key."""
@@ -168,9 +317,7 @@ class Conductor:
         if not isinstance(message, _TO_BROKER):
             self._note_undecodable(peer.name, "a message that only the broker sends")
             return
-        session, forgotten = self._sessions.heard(route, public_key)
-        for number in forgotten:
-            self._on_closed(number, now)
+        session = self._heard(route, public_key, now)
         if grant is None:
             session.is_greeted = False
         self._on_message(peer, session, message, now)
@@ -182,8 +329,24 @@ class Conductor:
         self._sessions.forget(session.number)
         self._on_closed(session.number, now)
 
+    def put_off(self, route: bytes, public_key: str, data: bytes, now: Now) -> None:
+        """A frame that cannot be taken in now: its sender is told when to say it again."""
+        who = self.principal_of(public_key)
+        try:
+            request_id = getattr(decode(data).message, "request_id", "")
+        except DecodeError as error:
+            self._note_undecodable(who, str(error))
+            return
+        if request_id:
+            session = self._heard(route, public_key, now)
+            text = f"more messages of {who} wait than the broker keeps"
+            busy = Error(Code.BUSY, text, "wait for answers before you send more", request_id, BUSY_RETRY_S)
+            self._turn.releases.append(Send(session.number, busy))
+
     def tick(self, now: Now) -> None:
         """Time has passed; must come after everything that had arrived was taken in."""
+        if not self.is_writable:
+            return  # what is due would have to be stored
         self._follow(self._intake.tick(now.mono_s), now)
         deadline = self._core.next_deadline
         if deadline is not None and deadline <= now.mono_s:
@@ -195,6 +358,9 @@ class Conductor:
 
     def end_turn(self, now: Now) -> None:
         """Hand the turn's changes to the store, let go what may go, send."""
+        if self.is_held_up:
+            self.flush(now)
+            return
         turn, self._turn = self._turn, Turn()
         batch, released = self._ledger.seal(turn)
         if batch is not None:
@@ -230,6 +396,24 @@ class Conductor:
             self._alerts.pop(code, None)
         self._turn.add(self._core.alert(code, message, now))
 
+    def show(self, code: str, message: str, lasts_s: float, now: Now) -> None:
+        """Something that a person should know for so long, unless it is said again."""
+        self._turn.add(self._core.alert(code, message, now, lasts_s=lasts_s))
+
+    def pause(self, now: Now) -> None:
+        """The disk takes nothing: until `resume` nothing is handed to the store; comes before `rebuild`."""
+        if self._paused_s is None:
+            self._paused_s = now.mono_s
+        self._intake.is_paused = True
+
+    def resume(self, now: Now) -> None:
+        """It takes something again: agents come back, and their silence meanwhile was ours."""
+        assert self._paused_s is not None, "nothing was paused"
+        paused_s, self._paused_s = now.mono_s - self._paused_s, None
+        self._intake.is_paused = False
+        self.stretch(paused_s, now)
+        self._turn.add(self._core.start())
+
     def rebuild(self, snapshot: Snapshot, seed: int, now: Now) -> None:
         """Go on from what is stored: what was not durable never was, and whoever said it will say it again."""
         failed, self.failed = self.failed, None
@@ -240,6 +424,9 @@ class Conductor:
         self._intake.reset()
         self._outbound.reset()
         self._reads.clear()
+        self._asked.clear()
+        self._lookups.clear()
+        self._erases.clear()
         if failed.kind is FailureKind.BROKEN:
             self._put_aside(culprit, failed.error, now)
         self._sessions.renew()
@@ -252,8 +439,15 @@ class Conductor:
             self._turn.add(core.refuse_submits(self._refusal, FULL_RETRY_S))
         for code, message in self._alerts.items():
             self._turn.add(core.alert(code, message, now))
-        self._turn.add(core.start())
+        if self.is_writable:
+            self._turn.add(core.start())
         return core, self._ledger.last_number
+
+    def _heard(self, route: bytes, public_key: str, now: Now) -> Session:
+        session, forgotten = self._sessions.heard(route, public_key)
+        for number in forgotten:
+            self._on_closed(number, now)
+        return session
 
     def _on_message(self, peer: Peer, session: Session, message: ToBroker, now: Now) -> None:
         if isinstance(message, BlobMessage):
@@ -262,6 +456,12 @@ class Conductor:
         put_aside = self._quarantine.answer(peer, message)
         if put_aside is not None:
             self._turn.releases.append(Send(session.number, put_aside))
+            return
+        if not self.is_writable and _would_write(session, message):
+            if peer.role is not Role.WORKER:  # an agent keeps what it has to say, and says hello until it is heard
+                hint, request_id = "nothing was changed; try again later", getattr(message, "request_id", "")
+                error = Error(Code.STORE_FULL, self._refusal, hint, request_id, FULL_RETRY_S)
+                self._turn.releases.append(Send(session.number, error))
             return
         may_bring_bodies = session.is_greeted and (
             (isinstance(message, Submit) and peer.role in _SUBMITTERS)
@@ -278,7 +478,47 @@ class Conductor:
         self, peer: Peer, session: int, message: FromAgent | FromClient, new: tuple[NewBlob, ...], now: Now
     ) -> None:
         effects = self._core.receive(peer, session, message, now)
+        for effect in effects:
+            if isinstance(effect, Lookup):
+                self._asked[effect.token] = peer.name
+                self._lookups[peer.name] += 1
+        if isinstance(message, Submit):
+            self._note_uploads(peer.name, effects, new, now)
         self._turn.add(effects, source_of(peer, message), new)
+
+    def _note_uploads(self, who: str, effects: list[Effect], new: Iterable[NewBlob], now: Now) -> None:
+        """Bodies that are stored before a task needs them are counted until one does."""
+        uploads = self._intake.uploads
+        tasks = [
+            record for one in effects if isinstance(one, Save) for record in one.records if isinstance(record, NewTask)
+        ]
+        if tasks:
+            for task in tasks:
+                uploads.needed(who, (task.prompt.sha256, *(file.body.sha256 for file in task.files)))
+        elif keeps_blobs(effects):
+            for blob in new:
+                uploads.brought(who, blob.sha256, len(blob.data), now.mono_s)
+
+    def _on_found(self, answer: FoundRows, now: Now) -> None:
+        who = self._no_longer_asked(answer.token)
+        began_s = self._parts.cpu_s()
+        effects = self._core.found(answer.token, answer.found, now)
+        self._note_uploads(who, effects, (), now)
+        self._turn.add(effects, owner=who)
+        if who:
+            self._spend(who, answer.took_s + self._parts.cpu_s() - began_s)
+
+    def _spend(self, who: str, took_s: float) -> None:
+        self._spent[who] = self._spent.get(who, 0.0) + took_s
+
+    def _no_longer_asked(self, token: int) -> str:
+        """A look-up is over: whose it was."""
+        who = self._asked.pop(token, "")
+        if who:
+            self._lookups[who] -= 1
+            if not self._lookups[who]:
+                del self._lookups[who]
+        return who
 
     def _on_blob_message(self, peer: Peer, session: Session, message: BlobMessage, now: Now) -> None:
         if peer.role in _BLOBLESS:
@@ -294,9 +534,7 @@ class Conductor:
             case BlobMissing():
                 self._follow(self._intake.missing(session.number, message, now.mono_s), now)
             case BlobGet():
-                if self._reads[session.number] >= READS_PER_SESSION:
-                    return  # whoever asks for more at a time than agreed asks again
-                self._reads[session.number] += 1
+                self._reads[peer.name] += 1
                 is_granted = self._grants.has(peer.public_key, message.sha256)
                 self._parts.reader.ask(ReadChunk(session.number, peer, message.sha256, message.index, is_granted))
             case _:
@@ -308,21 +546,22 @@ class Conductor:
                 raise StopBroker(f"the database cannot be read: {answer.error}")
             case Find(term=term, token=token):
                 if term == self._ledger.term:
+                    self._no_longer_asked(token)
                     self._turn.add(self._core.not_found(token, now))
             case ReadBodies(token=token):
                 self._outbound.read_failed(token)
-            case ReadChunk(session=number):
-                self._read_ended(number)  # whoever asked asks again
+            case ReadChunk(peer=peer):
+                self._read_ended(peer.name)  # whoever asked asks again
         self.alert("lookup_failed", f"a look-up failed, a fault of Koubou's: {answer.error}", now)
 
-    def _read_ended(self, number: int) -> None:
-        self._reads[number] -= 1
-        if self._reads[number] <= 0:
-            del self._reads[number]
+    def _read_ended(self, principal: str) -> None:
+        self._reads[principal] -= 1
+        if self._reads[principal] <= 0:
+            del self._reads[principal]
 
     def _on_chunk_read(self, answer: ChunkRead) -> None:
         session = self._sessions.get(answer.session)
-        self._read_ended(answer.session)
+        self._read_ended(answer.peer.name)
         if session is None:
             return
         # What was read was committed: nothing has to be waited for.
@@ -358,14 +597,40 @@ class Conductor:
         self._turn.add(self._core.durable(outcome.number - self._batch_offset, now))
         self._release(self._ledger.durable(outcome.number), now)
 
+    def _keep(self, order: AskBackup | Erase, now: Now) -> None:
+        keeper = self._parts.keeper
+        if keeper is None:
+            log.error("there is no file to be copied or purged here")
+            return
+        if isinstance(order, Erase):
+            # A number of our own: an answer for an earlier core must not be taken for one of this.
+            self._last_erase += 1
+            self._erases[self._last_erase] = order.token
+            order = replace(order, token=self._last_erase)
+        for told in keeper.ask(order):
+            self._on_told(told, now)
+
+    def _on_told(self, told: Told, now: Now) -> None:
+        if isinstance(told.message, BackupMade):
+            self._turn.add(self._core.backed_up(told.session, told.principal, told.message, now))
+            return
+        session = self._sessions.get(told.session)
+        if session is not None:  # pieces of a file that is on the disk: nothing has to be waited for
+            self._sessions.send(session, told.message)
+
+    def _on_purged(self, outcome: Purged, now: Now) -> None:
+        self._cache.drop(outcome.hashes)
+        token = self._erases.pop(outcome.token, None)
+        if token is not None:
+            self._turn.add(self._core.erased(token, outcome.erased, now))
+
     def _release(self, effects: Iterable[Effect], now: Now) -> None:
         for effect in effects:
             match effect:
                 case Send():
                     session = self._sessions.get(effect.session)
-                    request = self._outbound.send(session, effect.message) if session else None
-                    if request is not None:
-                        self._parts.reader.ask(request)
+                    if session is not None:
+                        self._send(session, effect.message)
                 case Lookup():
                     self._parts.reader.ask(Find(self._ledger.term, effect.token, effect.query))
                 case Close():
@@ -385,10 +650,19 @@ class Conductor:
                         effect.code,
                         effect.message or "over",
                     )
+                case AskBackup() | Erase():
+                    self._keep(effect, now)
                 case Save():
                     raise AssertionError("a Save goes to the store")
                 case _:
                     assert_never(effect)
+
+    def _send(self, session: Session, message: FromBroker) -> None:
+        began_s = self._parts.cpu_s()
+        request = self._outbound.send(session, message)
+        self._spend(self.principal_of(session.public_key), self._parts.cpu_s() - began_s)
+        if request is not None:
+            self._parts.reader.ask(request)
 
     def _on_closed(self, number: int, now: Now) -> None:
         """The connection of a session is gone, or was given up."""
@@ -412,3 +686,14 @@ class Conductor:
         self.undecodable += 1
         if self.undecodable.bit_count() == 1:  # 1, 2, 4, 8, ... : a flood must not fill the disk
             log.warning("dropped %d messages that are none, the last of %s: %s", self.undecodable, who, why)
+
+
+def _would_write(session: Session, message: ToBroker) -> bool:
+    """Whether an answer might rest on a change. Who has not said hello is only told to."""
+    match message:
+        case AgentHello():
+            return not message.looks_only
+        case Enrol():
+            return True
+        case _:
+            return session.is_greeted and not isinstance(message, _QUESTIONS)

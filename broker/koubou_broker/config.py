@@ -54,8 +54,13 @@ def core_settings(configuration: Configuration, addresses: tuple[str, ...]) -> c
         task_files=broker.limits.files,
         result_bytes=broker.limits.result_bytes,
         name_bytes=broker.limits.name_bytes,
+        queue_tasks=broker.limits.queue_tasks,
         queue_per_client=broker.limits.queue_per_client,
+        files_per_client=broker.limits.files_per_client,
+        bytes_per_client=broker.limits.bytes_per_client,
+        unreferenced_bytes_per_client=broker.limits.unreferenced_bytes_per_client,
         sessions_max=broker.limits.max_sessions,
+        sessions_per_client=broker.limits.sessions_per_client,
     )
     return core.CoreSettings(
         workers=tuple(_worker(one, broker.limits.result_bytes) for one in workers.all_workers()),

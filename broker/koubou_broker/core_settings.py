@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from koubou_common.messages.limits import (
     BATCH_TASKS,
     FILE_BYTES,
+    GIB,
     PROMPT_BYTES,
     RESULT_BYTES,
     TASK_BYTES,
@@ -60,11 +61,18 @@ class Limits:
     result_bytes: int = RESULT_BYTES
     name_bytes: int = 255  # what every common file system takes
     batch_tasks: int = BATCH_TASKS
-    queue_per_client: int = 100_000  # tasks of one principal that have not ended
+    queue_tasks: int = 200_000  # tasks that have not ended, of all together
+    queue_per_client: int = 100_000  # of one principal
+    files_per_client: int = 1_000_000  # that these name
+    bytes_per_client: int = 4 * GIB  # of their prompts and files, each body once
+    unreferenced_bytes_per_client: int = 2 * GIB  # sent for submissions that were never accepted, in a day
     sessions_max: int = 1_000  # above, the client silent for longest is forgotten
+    sessions_per_client: int = 64  # above, that of them silent for longest is
     watched_per_session: int = 50_000
+    watched_per_client: int = 100_000
     lookups_per_session: int = 64  # questions to the store not yet answered
     staged_per_session: int = 4  # submissions in parts held at a time
+    staged_per_client: int = 500_000  # tasks and files of them, over all sessions
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """Opening the database: the writer's engine, the readers' engine, and what an error of either means."""
 
+import os
+import resource
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,15 @@ from sqlalchemy.exc import StatementError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from koubou_broker.batches import FailureKind
+from koubou_common import durable
 
 # Parameters are people's texts: no error message may quote them (hide_parameters).
 BUSY_TIMEOUT_MS = 5_000  # a person's sqlite3 shell may hold the lock for a moment
 WAL_KEPT_BYTES = 64 * 1024 * 1024  # the log shrinks back to this after a long reader kept it growing
 
+TRIAL_BYTES = (
+    64 * 1024 * 1024
+)  # asked of a disk that may be full: about the largest transaction (turns.UNDURABLE_BYTES)
 
 _PRIMARY_CODE = 0xFF  # SQLite's extended result codes keep the primary one in the low byte
 _KINDS = {
@@ -26,6 +32,19 @@ _KINDS = {
     sqlite3.SQLITE_TOOBIG: FailureKind.BROKEN,
     sqlite3.SQLITE_MISMATCH: FailureKind.BROKEN,
 }
+#: SQLite knows ENOSPC alone: a quota, a size limit, a file system that became read-only look like a broken disk to it,
+#: and so does a full one when the log's index cannot grow. A failed fsync is not among them: nothing explains it away.
+_PERHAPS_FULL = frozenset(
+    {
+        sqlite3.SQLITE_IOERR_WRITE,
+        sqlite3.SQLITE_IOERR_TRUNCATE,
+        sqlite3.SQLITE_IOERR_DELETE,
+        sqlite3.SQLITE_IOERR_SHMSIZE,
+        sqlite3.SQLITE_IOERR_SHMMAP,
+        sqlite3.SQLITE_IOERR_SHMOPEN,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+)
 
 
 class LostEpochError(Exception):
@@ -45,6 +64,10 @@ def open_writer(path: Path) -> Engine:
         mode = cursor.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         cursor.execute("PRAGMA synchronous = FULL")  # NORMAL loses acknowledged commits in a power cut
         cursor.execute(f"PRAGMA journal_size_limit = {WAL_KEPT_BYTES}")
+        # What is deleted is overwritten, always: pages that move about would leave copies for a purge to miss.
+        cursor.execute("PRAGMA secure_delete = ON")
+        # Inside a commit SQLite would swallow the error of a checkpoint: `checkpoints` does it, and hears it.
+        cursor.execute("PRAGMA wal_autocheckpoint = 0")
         synchronous = cursor.execute("PRAGMA synchronous").fetchone()[0]
         cursor.close()
         if (mode, synchronous) != ("wal", 2):
@@ -84,11 +107,30 @@ def open_reader(path: Path) -> Engine:
     return engine
 
 
-def kind_of(error: Exception) -> FailureKind:
-    """What a failed transaction means; what is no database error is a bug of ours in making rows."""
+def empty_log(connection: Connection) -> bool:
+    """Write all of the write-ahead log into the database and cut it to nothing; False while somebody reads in it.
+
+    The caller has the writer's connection, outside of any transaction.
+    """
+    plain: Any = connection.connection.driver_connection
+    plain.execute("PRAGMA busy_timeout = 0").close()  # or a long reader would hold up every commit
+    try:
+        is_busy = plain.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    finally:
+        plain.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}").close()
+    return not is_busy
+
+
+def kind_of(error: Exception, folder: Path | None = None) -> FailureKind:
+    """What a failed transaction means; what is no database error is a bug of ours in making rows.
+
+    With the database's folder, what SQLite calls an I/O error is told from a disk that only takes no more for now.
+    """
     plain: Any = error.orig if isinstance(error, StatementError) else error
     if isinstance(plain, LostEpochError | MemoryError):
         return FailureKind.FATAL
+    if isinstance(plain, OSError):
+        return FailureKind.FULL if durable.is_refusal(plain) else FailureKind.FATAL
     if not isinstance(plain, sqlite3.Error):
         return FailureKind.BROKEN
     code = getattr(plain, "sqlite_errorcode", None)
@@ -96,7 +138,43 @@ def kind_of(error: Exception) -> FailureKind:
         # Raised by Python's module before SQLite saw it: a value that no column takes.
         is_ours = isinstance(plain, sqlite3.InterfaceError | sqlite3.ProgrammingError | sqlite3.DataError)
         return FailureKind.BROKEN if is_ours else FailureKind.FATAL
+    if folder is not None and code in _PERHAPS_FULL and takes_no_more(folder):
+        return FailureKind.FULL
     return _KINDS.get(code & _PRIMARY_CODE, FailureKind.FATAL)
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether SQLite found what no SQLite writes."""
+    plain: Any = error.orig if isinstance(error, StatementError) else error
+    code = getattr(plain, "sqlite_errorcode", None)
+    return code is not None and code & _PRIMARY_CODE in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def takes_no_more(folder: Path) -> bool:
+    """Whether the disk of a folder refuses what a transaction may need, in a way that passes; not if it is broken."""
+    trial = folder / ".trial"
+    try:
+        if os.statvfs(folder).f_flag & os.ST_RDONLY:
+            return True
+        # Our files alone: a database that is opened and closed here would lose its locks.
+        largest_bytes = max((path.stat().st_size for path in folder.glob("koubou.db*")), default=0)
+        limit_bytes, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if limit_bytes != resource.RLIM_INFINITY and largest_bytes + TRIAL_BYTES > limit_bytes:
+            return True
+        try:
+            with open(trial, "wb", opener=durable.private) as file:
+                os.posix_fallocate(file.fileno(), 0, TRIAL_BYTES)
+        finally:
+            trial.unlink(missing_ok=True)
+    except OSError as error:
+        return durable.is_refusal(error)
+    return False
+
+
+def folder_of(engine: Engine) -> Path:
+    """Where the database of a writer's engine lies."""
+    assert engine.url.database, "an engine without a file"
+    return Path(engine.url.database).parent
 
 
 def said(error: BaseException) -> str:

@@ -10,13 +10,14 @@ from koubou_broker.records import (
     Attempt,
     Event,
     NewTask,
+    Parked,
     Principal,
     Record,
     Submission,
     TaskProgress,
     Worker,
 )
-from koubou_common.messages import FromBroker
+from koubou_common.messages import EndBackup, FromBroker, GetBackupPart, MakeBackup
 from koubou_common.messages.values import Role, TaskState
 
 
@@ -91,7 +92,37 @@ class Revoke:
     public_key: str
 
 
-Effect = Save | Send | Lookup | Alert | Close | Allow | Revoke
+@dataclass(frozen=True, slots=True)
+class AskBackup:
+    """An operator's word about a backup: the server has the file. Answered by it, BackupMade by way of the core."""
+
+    session: int
+    principal: str
+    message: MakeBackup | GetBackupPart | EndBackup
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What came of an Erase: of which tasks something was removed, what, and why not all of it."""
+
+    task_ids: tuple[int, ...]
+    texts: int = 0  # bodies gone from the database
+    size_bytes: int = 0  # theirs
+    shared: int = 0  # bodies that stay: others use them too
+    is_log_empty: bool = True  # the write-ahead log holds none of them either
+    error: str = ""  # the disk took no more; empty: all is done
+
+
+@dataclass(frozen=True, slots=True)
+class Erase:
+    """Remove the bodies of ended tasks from the disk, or all that is known of them; then `Core.erased`."""
+
+    token: int
+    task_ids: tuple[int, ...]
+    history: bool
+
+
+Effect = Save | Send | Lookup | Alert | Close | Allow | Revoke | AskBackup | Erase
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +174,15 @@ class CountStates:
     principal: str
 
 
-Query = FindTasks | FindMarks | FindStory | FindSubmission | FindAttempt | CountStates
+@dataclass(frozen=True, slots=True)
+class FindParked:
+    """Parked outcomes, newest first, from the `skip`th on; or the one with this uid."""
+
+    attempt_uid: str = ""
+    skip: int = 0
+
+
+Query = FindTasks | FindMarks | FindStory | FindSubmission | FindAttempt | CountStates | FindParked
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +192,7 @@ class StoredTask:
     task: NewTask
     progress: TaskProgress
     has_bodies: bool = True  # its prompt and files are still kept; looked at by FindMarks alone
+    has_output: bool = True  # its result is still kept; looked at by FindTasks with ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +204,27 @@ class Found:
     events: tuple[Event, ...] = ()
     submission: Submission | None = None
     counts: tuple[tuple[TaskState, int], ...] = ()
+    parked: tuple[Parked, ...] = ()
+    parked_total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A restoration of an older database: ids from the first up to the end may be of tasks that are gone."""
+
+    restored_ms: int = 0  # 0: never
+    first_task_id: int = 0
+    end_task_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A stored body that belongs to no task, and who sent it."""
+
+    principal: str
+    sha256: bytes
+    size_bytes: int
+    stored_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,3 +242,4 @@ class Snapshot:
     submission_hashes: frozenset[int] = frozenset()  # 64-bit hashes of (principal, idempotency key)
     worker_scores: tuple[tuple[str, int, int], ...] = ()  # worker_id, succeeded, failed in the last 24 h
     bytes_per_token: tuple[tuple[str, float], ...] = ()  # measured, by model
+    loss: Loss = Loss()

@@ -11,19 +11,22 @@ from koubou_broker.effects import (
     CountStates,
     FindAttempt,
     FindMarks,
+    FindParked,
     FindStory,
     FindSubmission,
     FindTasks,
     Found,
+    Loss,
     Query,
     Snapshot,
     StoredTask,
+    Upload,
 )
 from koubou_broker.idempotency import submission_hash
 from koubou_broker.transaction import in_lists
 from koubou_broker.workers import speaks_about_worker
 from koubou_common.errors import ErrorClass
-from koubou_common.messages.limits import BATCH_TASKS, PAGE_TASKS
+from koubou_common.messages.limits import BATCH_TASKS, PAGE_PARKED, PAGE_TASKS
 from koubou_common.messages.values import TaskState
 
 STORY_ATTEMPTS, STORY_EVENTS = 100, 1_000  # what one Story message holds: the newest
@@ -49,6 +52,20 @@ def find(connection: Connection, query: Query) -> Found:
             return _attempt(connection, query.attempt_uid)
         case CountStates():
             return Found(counts=_counts(connection, query.principal))
+        case FindParked():
+            return _parked(connection, query)
+
+
+def read_uploads(connection: Connection) -> tuple[Upload, ...]:
+    """Bodies that belong to no task, oldest first; small ones have no owner and are not among them."""
+    blob, owner, ref = schema.blob.c, schema.blob_owner.c, schema.blob_ref.c
+    query = (
+        select(owner.principal, blob.sha256, blob.size_bytes, blob.stored_ms)
+        .join(schema.blob, blob.sha256 == owner.sha256)
+        .where(~select(ref.sha256).where(ref.sha256 == owner.sha256).exists())
+        .order_by(blob.stored_ms)
+    )
+    return tuple(Upload(*row) for row in connection.execute(query))
 
 
 def read_snapshot(connection: Connection, now_ms: int | None = None) -> Snapshot:
@@ -75,12 +92,18 @@ def read_snapshot(connection: Connection, now_ms: int | None = None) -> Snapshot
         submission_hashes=_submission_hashes(connection),
         worker_scores=_worker_scores(connection, now_ms),
         bytes_per_token=_bytes_per_token(connection, now_ms),
+        loss=read_loss(connection),
     )
 
 
 def read_meta(connection: Connection, key: str) -> int:
     """A number of the `meta` table; 0 where it was never set."""
     return connection.scalar(select(schema.meta.c.value).where(schema.meta.c.key == key)) or 0
+
+
+def read_loss(connection: Connection) -> Loss:
+    """What the last restoration of an older database lost."""
+    return Loss(*(read_meta(connection, key) for key in ("restored_ms", "lost_first_id", "lost_end_id")))
 
 
 def read_numbers(connection: Connection) -> dict[str, int]:
@@ -99,19 +122,23 @@ def _next(connection: Connection, key: str, table: Table, column: str) -> int:
 
 
 def _tasks(connection: Connection, query: FindTasks) -> tuple[StoredTask, ...]:
-    tasks = schema.tasks.c
+    tasks, ref = schema.tasks.c, schema.blob_ref.c
     wanted = select(schema.tasks).order_by(tasks.task_id.desc())
     if query.principal:
         wanted = wanted.where(tasks.principal == query.principal)
     if query.task_ids:
-        wanted = wanted.where(tasks.task_id.in_(query.task_ids[:PAGE_TASKS]))
+        held = select(ref.task_id).where(ref.task_id == tasks.task_id, ref.sha256 == tasks.result_sha256).exists()
+        wanted = wanted.add_columns(held.label("has_output")).where(tasks.task_id.in_(query.task_ids[:PAGE_TASKS]))
     if query.batch_id:
         wanted = wanted.where(tasks.batch_id == query.batch_id)
     if query.states:
         wanted = wanted.where(tasks.state.in_([state.value for state in query.states]))
     if query.before_id:
         wanted = wanted.where(tasks.task_id < query.before_id)
-    return _stored(connection, wanted.limit(min(query.most, PAGE_TASKS)))
+    wanted = wanted.limit(min(query.most, PAGE_TASKS))
+    if not query.task_ids:
+        return _stored(connection, wanted)
+    return tuple(replace(rows.stored_task(row), has_output=bool(row.has_output)) for row in connection.execute(wanted))
 
 
 def _marks(connection: Connection, query: FindMarks) -> tuple[StoredTask, ...]:
@@ -166,6 +193,18 @@ def _attempt(connection: Connection, attempt_uid: str) -> Found:
         return Found()
     of_it = select(schema.tasks).where(schema.tasks.c.task_id == row.task_id)
     return Found(tasks=_stored(connection, of_it), attempts=(rows.attempt(row),))
+
+
+def _parked(connection: Connection, query: FindParked) -> Found:
+    parked, blob = schema.parked.c, schema.blob.c
+    wanted = select(schema.parked, blob.sha256.label("held_sha256")).outerjoin(
+        schema.blob, blob.sha256 == parked.raw_sha256
+    )
+    if query.attempt_uid:
+        wanted = wanted.where(parked.attempt_uid == query.attempt_uid)
+    page = wanted.order_by(parked.at_ms.desc(), parked.attempt_uid).offset(query.skip).limit(PAGE_PARKED)
+    total = connection.scalar(select(func.count()).select_from(schema.parked)) or 0
+    return Found(parked=tuple(rows.parked(row) for row in connection.execute(page)), parked_total=total)
 
 
 def _counts(connection: Connection, principal: str) -> tuple[tuple[TaskState, int], ...]:

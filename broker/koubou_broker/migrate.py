@@ -6,19 +6,26 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from koubou_broker.database import open_writer
+from koubou_broker.batches import FailureKind
+from koubou_broker.database import kind_of, open_writer
 from koubou_broker.schema import HEAD_REVISION
+from koubou_broker.soundness import damaged, look_into, refuse_foreign
+from koubou_common import durable
 from koubou_common.errors import ConfigError
+
+WITNESS = "epoch"  # the file beside a database that has been used
 
 log = logging.getLogger("koubou_broker")
 
 
 def prepare(path: Path) -> bool:
     """Create or upgrade the database; whether anything was done. The caller holds the broker's lock."""
+    refuse_foreign(path)
     found = _revision(path)
     if found == HEAD_REVISION:
         return False
     if found is None:
+        _refuse_vanished(path, path.with_name(WITNESS))
         _create_private(path)
     else:
         if found > HEAD_REVISION:
@@ -36,7 +43,7 @@ def _revision(path: Path) -> str | None:
     if not path.exists() or path.stat().st_size == 0:
         return None
     try:
-        with closing(sqlite3.connect(path)) as connection:
+        with closing(look_into(path)) as connection:
             names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
             if not names:
                 return None  # a first start that was killed before its first commit
@@ -45,10 +52,20 @@ def _revision(path: Path) -> str | None:
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
             return str(row[0]) if row else None
     except sqlite3.DatabaseError as error:
-        raise ConfigError(
-            f"the database {path} cannot be read: {error}",
-            "check the disk, then restore a backup (koubou-ctl backup makes them)",
-        ) from error
+        if kind_of(error, path.parent) is FailureKind.FULL:
+            raise
+        raise damaged(path, [str(error)]) from error
+
+
+def _refuse_vanished(path: Path, witness: Path) -> None:
+    """An empty database where there was one must not be begun anew: everybody's tasks would be gone without a word."""
+    if not witness.exists():
+        return
+    what = "is empty" if path.exists() else "is missing"
+    raise ConfigError(
+        f"the database {path} {what}, but this home had one: {witness} notes how far it had come",
+        f"restore a backup: koubou-broker restore FILE; only to begin anew without any task: remove {witness}",
+    )
 
 
 def _create_private(path: Path) -> None:
@@ -65,7 +82,7 @@ def _copy(path: Path, copy: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("VACUUM INTO ?", (str(partial),))
     partial.chmod(0o600)
-    partial.rename(copy)
+    durable.replace(partial, copy)
     log.info("copied the database before its upgrade to %s", copy)
 
 

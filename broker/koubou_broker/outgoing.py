@@ -7,7 +7,7 @@ from koubou_broker.bodies import BodyCache, attach, bodies_of, to_be_inline
 from koubou_broker.reader import Bodies, ReadBodies
 from koubou_broker.sessions import Outgoing, Session, Sessions
 from koubou_common.errors import Code
-from koubou_common.messages import Dispatch, Error, FromBroker, TaskResult
+from koubou_common.messages import Dispatch, Error, FromBroker, ParkedWork, TaskResult
 
 
 @dataclass(slots=True)
@@ -16,6 +16,7 @@ class _Reading:
 
     session: int
     outgoing: Outgoing
+    message: Dispatch | TaskResult
     data: dict[bytes, bytes]  # what was at hand
 
 
@@ -31,6 +32,8 @@ class Outbound:
 
     def send(self, session: Session, message: FromBroker) -> ReadBodies | None:
         """Queue a message; a request for the reader if bodies are missing for it."""
+        if isinstance(message, ParkedWork):
+            self._grants.grant(session.public_key, tuple(body.sha256 for body in bodies_of(message)))
         if not isinstance(message, Dispatch | TaskResult):
             self._sessions.send(session, message)
             return None
@@ -43,7 +46,7 @@ class Outbound:
             return None
         self._last_token += 1
         outgoing = self._sessions.send(session, message, is_complete=False)
-        self._reading[self._last_token] = _Reading(session.number, outgoing, data)
+        self._reading[self._last_token] = _Reading(session.number, outgoing, message, data)
         return ReadBodies(self._last_token, missing)
 
     def read(self, answer: Bodies) -> None:
@@ -55,8 +58,7 @@ class Outbound:
         for sha256, data in answer.bodies:
             self._cache.put(sha256, data)
             reading.data[sha256] = data
-        message = reading.outgoing.message
-        self._sessions.complete(session, reading.outgoing, _with(message, reading.data))
+        self._sessions.complete(session, reading.outgoing, _with(reading.message, reading.data))
 
     def read_failed(self, token: int) -> None:
         """Bodies could not be read, a bug of ours: nothing may wait for them for ever."""
@@ -64,7 +66,7 @@ class Outbound:
         session = self._sessions.get(reading.session) if reading else None
         if reading is None or session is None:
             return
-        message = reading.outgoing.message
+        message: FromBroker = reading.message
         if isinstance(message, TaskResult):
             text = f"the output of task {message.task.task_id} could not be read: a fault of Koubou's"
             message = Error(Code.INTERNAL, text, request_id=message.request_id)
@@ -80,7 +82,7 @@ def _with(message: FromBroker, data: dict[bytes, bytes]) -> FromBroker:
         return Error(
             Code.NOT_FOUND,
             f"the output of task {message.task.task_id} is no longer kept",
-            "outputs are removed some weeks after the task ended (retention.bodies_days)",
+            "outputs go some weeks after the task ended (retention.bodies_days), or at once by `koubou-ctl purge`",
             message.request_id,
         )
     # A Dispatch goes out as it is: its agent asks for what is missing, and reports it by name.

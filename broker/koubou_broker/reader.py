@@ -3,6 +3,7 @@
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,6 +58,7 @@ class FoundRows:
     term: int
     token: int
     found: Found
+    took_s: float = 0.0  # of the processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,9 @@ class Reader:
 def _answer(connection: Connection, request: Request) -> Answer:
     match request:
         case Find():
-            return FoundRows(request.term, request.token, find(connection, request.query))
+            began_s = time.thread_time()
+            found = find(connection, request.query)
+            return FoundRows(request.term, request.token, found, time.thread_time() - began_s)
         case ReadBodies():
             return Bodies(request.token, read_bodies(connection, request.hashes))
         case ReadChunk():

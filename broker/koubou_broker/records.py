@@ -55,6 +55,7 @@ class NewTask:
     out_path: str
     out_digest: str
     submitted_ms: int
+    queue_timeout_s: float | None = None  # from submitted_ms until the first attempt begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class TaskProgress:
     output_length: int
     flags: tuple[str, ...]
     metrics: Metrics | None
+    error_cause: ErrorClass | None = None  # of the last failed attempt of this generation
 
 
 @dataclass(frozen=True, slots=True)

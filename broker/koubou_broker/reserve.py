@@ -24,8 +24,8 @@ class Reserve:
 
     def __init__(self, path: Path, size_bytes: int, min_free_bytes: int) -> None:
         self._path = path
-        self._size_bytes = size_bytes
-        self._min_free_bytes = min_free_bytes
+        self.size_bytes = size_bytes
+        self.min_free_bytes = min_free_bytes
 
     def room(self) -> Room:
         """Free space for this account, and whether the file system takes writes."""
@@ -35,33 +35,44 @@ class Reserve:
     def is_held(self) -> bool:
         """Whether the file has its whole size."""
         try:
-            return self._path.stat().st_size >= self._size_bytes
+            return self._path.stat().st_size >= self.size_bytes
         except OSError:
             return False
 
-    def hold(self) -> bool:
+    def hold(self, spare_bytes: int = 0) -> bool:
         """Make the file if there is room for it and for `min_free_bytes` more; whether it is held."""
         if self.is_held():
             return True
-        if not self.has_room():
+        if not self.has_room(spare_bytes) or self.room().free_bytes < self.size_bytes:
             return False
         try:
-            _allocate(self._path, self._size_bytes)
-        except OSError as error:
-            log.warning("no room for the reserve of %d bytes: %s", self._size_bytes, error)
+            _allocate(self._path, self.size_bytes)
+        except OSError as error:  # a quota, say: the next try may find it lifted
+            log.debug("no room for the reserve of %d bytes: %s", self.size_bytes, error)
             self.give_up()
         return self.is_held()
 
-    def give_up(self) -> None:
-        """Free its space; harmless when it is gone already."""
+    def give_up(self) -> bool:
+        """Free its space; whether that made room."""
+        had_bytes = 0
         with contextlib.suppress(OSError):  # a read-only disk keeps it: nothing is lost by that
-            self._path.unlink(missing_ok=True)
+            had_bytes = self._path.stat().st_blocks
+            self._path.unlink()
+            return had_bytes > 0
+        return False
 
-    def has_room(self) -> bool:
-        """Whether new tasks may be taken: enough is free, the reserve not counted."""
+    def has_room(self, spare_bytes: int = 0) -> bool:
+        """Whether new tasks may be taken: enough is free, the reserve not counted.
+
+        `spare_bytes` lie unused inside the database: it fills them before it grows.
+        """
         room = self.room()
-        missing = 0 if self.is_held() else self._size_bytes
-        return room.is_writable and room.free_bytes >= self._min_free_bytes + missing
+        return room.is_writable and room.free_bytes + spare_bytes >= self.needed_bytes
+
+    @property
+    def needed_bytes(self) -> int:
+        """What has to be free before new tasks are taken."""
+        return self.min_free_bytes + (0 if self.is_held() else self.size_bytes)
 
 
 def _allocate(path: Path, size_bytes: int) -> None:

@@ -15,13 +15,14 @@ from sqlalchemy.exc import DBAPIError
 
 from koubou_broker import schema
 from koubou_broker.batches import FailureKind
-from koubou_broker.database import kind_of, said
+from koubou_broker.database import folder_of, kind_of, said
 from koubou_broker.statements import TERMINAL_STATES
 
 DAY_MS = 86_400_000
 UNREFERENCED_MS = DAY_MS  # uploads whose submission never came; also bodies of refused submissions
 STEP_TASKS = 500  # rows looked at in one step: about a millisecond
-STEP_BLOBS = 200  # at most 100 MiB of chunks taken out in one transaction
+STEP_BLOBS = 200  # looked at in one step
+STEP_BYTES = 16 * 1024 * 1024  # of blobs taken out in one transaction, or one blob: their pages are overwritten
 STEP_PAUSE_S = 1.0  # between steps of one walk
 WALK_PAUSE_S = 600.0  # between two walks
 
@@ -66,7 +67,7 @@ class Sweep:
             with connection.begin():
                 goes_on = self._step(connection)
         except DBAPIError as error:
-            if kind_of(error) not in (FailureKind.FULL, FailureKind.BUSY):
+            if kind_of(error, folder_of(connection.engine)) not in (FailureKind.FULL, FailureKind.BUSY):
                 raise
             log.warning("nothing old could be removed: %s", said(error))
             goes_on = False
@@ -75,15 +76,17 @@ class Sweep:
     def _step(self, connection: Connection) -> bool:
         now_ms = self._wall_ms()
         history_ms = now_ms - round(self._keep.history_days * DAY_MS)
-        more_tasks = self._step_tasks(connection, now_ms, history_ms)
-        more_blobs = self._step_blobs(connection, now_ms - UNREFERENCED_MS)
-        _forget_old(connection, schema.audit, schema.audit.c.at_ms, history_ms)
-        _forget_old(connection, schema.parked, schema.parked.c.at_ms, history_ms)
         bodies_ms = now_ms - round(self._keep.bodies_days * DAY_MS)
-        _forget_old(connection, schema.quarantined, schema.quarantined.c.at_ms, bodies_ms)
-        return more_tasks or more_blobs
+        more_tasks = self._step_tasks(connection, bodies_ms, history_ms)
+        more_blobs = self._step_blobs(connection, now_ms - UNREFERENCED_MS, bodies_ms)
+        more_rows = [
+            _forget_old(connection, schema.audit, schema.audit.c.at_ms, history_ms),
+            _forget_old(connection, schema.parked, schema.parked.c.at_ms, history_ms),
+            _forget_old(connection, schema.quarantined, schema.quarantined.c.at_ms, bodies_ms),
+        ]
+        return more_tasks or more_blobs or any(more_rows)
 
-    def _step_tasks(self, connection: Connection, now_ms: int, history_ms: int) -> bool:
+    def _step_tasks(self, connection: Connection, bodies_ms: int, history_ms: int) -> bool:
         tasks = schema.tasks.c
         looked_at = connection.execute(
             select(tasks.task_id, tasks.state, tasks.finished_ms)
@@ -92,40 +95,61 @@ class Sweep:
             .limit(STEP_TASKS)
         ).all()
         ended = [row for row in looked_at if row.state in TERMINAL_STATES]
-        bodies_ms = now_ms - round(self._keep.bodies_days * DAY_MS)
         bodiless = [row.task_id for row in ended if row.finished_ms < bodies_ms]
         if bodiless:
             connection.execute(delete(schema.blob_ref).where(schema.blob_ref.c.task_id.in_(bodiless)))
         gone = [row.task_id for row in ended if row.finished_ms < history_ms]
         if gone:
-            _forget_tasks(connection, gone)
+            forget_tasks(connection, gone)
         is_end = len(looked_at) < STEP_TASKS
         self._task_id = 0 if is_end else looked_at[-1].task_id
         return not is_end
 
-    def _step_blobs(self, connection: Connection, before_ms: int) -> bool:
+    def _step_blobs(self, connection: Connection, before_ms: int, bodies_ms: int) -> bool:
         blob, ref, parked = schema.blob.c, schema.blob_ref.c, schema.parked.c
         looked_at = connection.execute(
             select(
                 blob.sha256,
+                blob.size_bytes,
                 blob.stored_ms,
                 select(ref.sha256).where(ref.sha256 == blob.sha256).exists().label("is_held"),
-                select(parked.attempt_uid).where(parked.raw_sha256 == blob.sha256).exists().label("is_parked"),
+                # What was parked is kept as long as what was recorded.
+                select(parked.attempt_uid)
+                .where(parked.raw_sha256 == blob.sha256, parked.at_ms >= bodies_ms)
+                .exists()
+                .label("is_parked"),
             )
             .where(blob.sha256 > self._sha256)
             .order_by(blob.sha256)
             .limit(STEP_BLOBS)
         ).all()
-        gone = [row.sha256 for row in looked_at if row.stored_ms < before_ms and not row.is_held and not row.is_parked]
-        for table in (schema.blob_chunk, schema.blob_owner, schema.blob):
-            if gone:
-                connection.execute(delete(table).where(table.c.sha256.in_(gone)))
+        gone: list[bytes] = []
+        gone_bytes = 0
         is_end = len(looked_at) < STEP_BLOBS
-        self._sha256 = b"" if is_end else looked_at[-1].sha256
+        for row in looked_at:
+            if row.stored_ms >= before_ms or row.is_held or row.is_parked:
+                continue
+            if gone and gone_bytes + row.size_bytes > STEP_BYTES:
+                is_end = False
+                break
+            gone.append(row.sha256)
+            gone_bytes += row.size_bytes
+            self._sha256 = row.sha256
+        else:
+            self._sha256 = b"" if is_end else looked_at[-1].sha256
+        forget_blobs(connection, gone)
         return not is_end
 
 
-def _forget_tasks(connection: Connection, task_ids: Sequence[int]) -> None:
+def forget_blobs(connection: Connection, hashes: Sequence[bytes]) -> None:
+    """Take blobs out that nothing refers to."""
+    if hashes:
+        for table in (schema.blob_chunk, schema.blob_owner, schema.blob):
+            connection.execute(delete(table).where(table.c.sha256.in_(hashes)))
+
+
+def forget_tasks(connection: Connection, task_ids: Sequence[int]) -> None:
+    """Take ended tasks out with all that is known of them; their blobs are for whoever sweeps."""
     tasks, events, submissions = schema.tasks.c, schema.events.c, schema.submissions.c
     # Numbers are never used twice, also when the highest ones are gone.
     _raise_floor(connection, "next_task_id", max(task_ids) + 1)
@@ -154,7 +178,8 @@ def _raise_floor(connection: Connection, key: str, value: int) -> None:
     )
 
 
-def _forget_old(connection: Connection, table: Table, at_ms: ColumnElement[Any], before_ms: int) -> None:
+def _forget_old(connection: Connection, table: Table, at_ms: ColumnElement[Any], before_ms: int) -> bool:
+    """Take one step's worth of old rows out; whether there may be more."""
     key = next(iter(table.primary_key.columns))
     old = select(key).where(at_ms < before_ms).order_by(at_ms).limit(STEP_TASKS)
-    connection.execute(delete(table).where(key.in_(old)))
+    return connection.execute(delete(table).where(key.in_(old))).rowcount >= STEP_TASKS

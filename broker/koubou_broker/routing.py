@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from koubou_broker.core_settings import LOCAL, REMOTE, CoreSettings
 from koubou_broker.queue import Need
 from koubou_broker.records import NewTask
-from koubou_broker.workers import LiveWorker
+from koubou_broker.workers import RELEASING, LiveWorker
 from koubou_common.messages.values import Candidate, Label, WorkerMode
 from koubou_common.models import normal_model
 
@@ -260,7 +260,8 @@ class TaskRouter:
         reason = self.misfit(spec, excluded, worker) or self.obstacle(need, worker, now_s)
         eligible = not reason
         if eligible and not worker.free:
-            reason = f"busy: {worker.in_use} of {worker.slots} slots in use"
+            busy = f"busy: {worker.in_use} of {worker.slots} slots in use"
+            reason = RELEASING if worker.is_releasing else busy
         score = self._score(need, worker) if eligible else 0.0
         return Candidate(worker.worker_id, eligible, eligible and not reason, score, reason[:2_000])
 

@@ -52,6 +52,7 @@ def new_task_row(task: r.NewTask) -> Values:
         "out_path": task.out_path,
         "out_digest": task.out_digest,
         "submitted_ms": task.submitted_ms,
+        "queue_timeout_s": task.queue_timeout_s,
     }
 
 
@@ -68,6 +69,7 @@ def progress_row(progress: r.TaskProgress) -> Values:
         "not_before_ms": progress.not_before_ms,
         "worker_id": progress.worker_id,
         "error_class": progress.error_class.value if progress.error_class else None,
+        "error_cause": progress.error_cause.value if progress.error_cause else None,
         "error_message": progress.error_message,
         "started_ms": progress.started_ms,
         "finished_ms": progress.finished_ms,
@@ -107,6 +109,7 @@ def stored_task(row: Row[Any]) -> effects.StoredTask:
         out_path=row.out_path,
         out_digest=row.out_digest,
         submitted_ms=row.submitted_ms,
+        queue_timeout_s=row.queue_timeout_s,
     )
     progress = r.TaskProgress(
         task_id=row.task_id,
@@ -120,6 +123,7 @@ def stored_task(row: Row[Any]) -> effects.StoredTask:
         not_before_ms=row.not_before_ms,
         worker_id=row.worker_id,
         error_class=ErrorClass(row.error_class) if row.error_class else None,
+        error_cause=ErrorClass(row.error_cause) if row.error_cause else None,
         error_message=row.error_message,
         started_ms=row.started_ms,
         finished_ms=row.finished_ms,
@@ -326,6 +330,12 @@ def parked_row(parked: r.Parked) -> Values:
         "raw_bytes": parked.raw.size_bytes if parked.raw else 0,
         "detail": parked.detail,
     }
+
+
+def parked(row: Row[Any]) -> r.Parked:
+    """A parked outcome read back; its text only as long as it is held (`held_sha256` of the query)."""
+    raw = r.BodyRef(row.raw_sha256, row.raw_bytes) if row.held_sha256 is not None else None
+    return r.Parked(row.attempt_uid, row.worker_id, row.at_ms, raw, row.detail)
 
 
 def _packed(values: tuple[Any, ...]) -> bytes:

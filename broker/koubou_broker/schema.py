@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import DefaultClause
 
-HEAD_REVISION = "0001"  # the migration this release needs; a database beyond it is refused
+HEAD_REVISION = "0002"  # the migration this release needs; a database beyond it is refused
 
 # 64 bits everywhere; SQLite's INTEGER has them, and only that name makes a column the row's own number.
 WHOLE = BigInteger().with_variant(Integer(), "sqlite")
@@ -130,6 +130,7 @@ tasks = Table(
     Column("out_path", Text, nullable=False),
     Column("out_digest", Text, nullable=False),
     Column("submitted_ms", WHOLE, nullable=False),
+    Column("queue_timeout_s", Float),
     # The changing half: written whole at each change.
     Column("state", Text, nullable=False),
     Column("generation", WHOLE, nullable=False),
@@ -141,6 +142,7 @@ tasks = Table(
     Column("not_before_ms", WHOLE, nullable=False),
     Column("worker_id", Text, nullable=False),
     Column("error_class", Text),
+    Column("error_cause", Text),
     Column("error_message", Text, nullable=False),
     Column("started_ms", WHOLE, nullable=False),
     Column("finished_ms", WHOLE, nullable=False),

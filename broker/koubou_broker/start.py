@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,26 +12,40 @@ from pathlib import Path
 
 import zmq
 from sqlalchemy import Engine, select
+from sqlalchemy.exc import DBAPIError
 
 from koubou_broker import migrate, rows, schema, statements
 from koubou_broker.access import AccessControl, Grant, check_bind, open_router, self_test
+from koubou_broker.backup import Backups
+from koubou_broker.batches import FailureKind
+from koubou_broker.checkpoints import Checkpoints
+from koubou_broker.conductor import StopBroker
 from koubou_broker.config import Configuration, core_settings
-from koubou_broker.database import open_reader, open_writer
+from koubou_broker.database import is_damage, kind_of, open_reader, open_writer, said
 from koubou_broker.lock import BrokerLock, begin_term
 from koubou_broker.reader import Reader
 from koubou_broker.records import Principal
 from koubou_broker.reserve import Reserve
 from koubou_broker.retention import Keep, Sweep, wall_ms
 from koubou_broker.server import Machine, Server
-from koubou_broker.soundness import note_surroundings, trusted
+from koubou_broker.soundness import damaged, note_surroundings, trusted
 from koubou_broker.store import Store
 from koubou_broker.wake import Wake
 from koubou_common.errors import Code, KoubouError
 from koubou_common.home import Home
-from koubou_common.keys import KeyPair, fingerprint, new_key_pair, read_key_pair, write_key_pair, write_public
+from koubou_common.keys import (
+    KeyPair,
+    fingerprint,
+    new_key_pair,
+    read_key_pair,
+    read_public,
+    write_key_pair,
+    write_public,
+)
 from koubou_common.messages.values import Role
 
 OPERATOR_NAME = "operator"  # the key of the first start: whoever may read KOUBOU_HOME operates the broker
+_TROUBLES = (OSError, DBAPIError, sqlite3.Error)  # of the disk or the database
 _THREADS_S = 1.0  # what a thread is given to end: one that a disk holds up goes with the process
 
 log = logging.getLogger("koubou_broker")
@@ -82,7 +97,8 @@ def prepare(home: Home) -> Keys:
     home.create()
     are_new = not home.key_file("broker").exists()
     keys = Keys(_key(home, "broker"), _key(home, OPERATOR_NAME), are_new)
-    write_public(Places(home).public_key, keys.broker.public, replace=True)
+    if not _says(Places(home).public_key, keys.broker.public):  # a start on a full disk writes nothing in vain
+        write_public(Places(home).public_key, keys.broker.public, replace=True)
     return keys
 
 
@@ -96,7 +112,32 @@ def locked(home: Home) -> Iterator[None]:
 
 @contextmanager
 def running(home: Home, configuration: Configuration) -> Iterator[Running]:
-    """A broker from its lock to its self-test; everything is taken down again on the way out."""
+    """A broker from its lock to its self-test; everything is taken down again on the way out.
+
+    KoubouError if its disk or its database keeps it from starting. A full disk gets the reserve's room first:
+    a broker that runs can take results in.
+    """
+    reserve = _reserve(home, configuration)
+    with ExitStack() as stack:
+        try:
+            broker = stack.enter_context(_running(home, configuration))
+        except _TROUBLES as error:
+            if kind_of(error, home.state) is not FailureKind.FULL or not reserve.give_up():
+                raise _trouble(home, error) from error
+            log.warning("the disk is full: its reserve is given up for this start")
+            try:
+                broker = stack.enter_context(_running(home, configuration))
+            except _TROUBLES as again:
+                raise _trouble(home, again) from again
+        except StopBroker as stop:
+            if isinstance(stop.__cause__, DBAPIError):  # what is stored could not be read
+                raise _trouble(home, stop.__cause__) from stop
+            raise
+        yield broker
+
+
+@contextmanager
+def _running(home: Home, configuration: Configuration) -> Iterator[Running]:
     places = Places(home)
     with ExitStack() as stack:
         stack.enter_context(locked(home))
@@ -105,10 +146,10 @@ def running(home: Home, configuration: Configuration) -> Iterator[Running]:
         note_surroundings(places.database)
         stack.enter_context(trusted(places.database, home.state / "in_use"))
         writer = _disposed(stack, open_writer(places.database))
+        _write_out(writer)
         term = begin_term(writer, home.state / "epoch", wall_ms())
         _enlist_operator(writer, keys.operator.public)
-        disk = configuration.broker.disk
-        reserve = Reserve(home.state / "reserve", disk.reserve_bytes, disk.min_free_bytes)
+        reserve = _reserve(home, configuration)
         reserve.hold()
         context = zmq.Context()
         stack.callback(context.destroy, linger=0)
@@ -126,7 +167,9 @@ def running(home: Home, configuration: Configuration) -> Iterator[Running]:
         stack.callback(wake.close)
         store = Store(writer, term.epoch, wake.set, Sweep(_keep(configuration)))
         reader = Reader(_disposed(stack, open_reader(places.database)), wake.set)
-        for thread in (store, reader):
+        min_free_bytes = configuration.broker.disk.min_free_bytes
+        backups = Backups(places.database, lambda: reserve.room().free_bytes - min_free_bytes, wake.set)
+        for thread in (store, reader, backups):
             thread.start()
             stack.callback(thread.stop, _THREADS_S)
         machine = Machine(
@@ -134,9 +177,11 @@ def running(home: Home, configuration: Configuration) -> Iterator[Running]:
             access=access,
             store=store,
             reader=reader,
+            backups=backups,
             snapshots=_disposed(stack, open_reader(places.database)),
             wake=wake,
             reserve=reserve,
+            database=places.database,
             witness=home.state / "epoch",
             epoch=term.epoch,
             settings=core_settings(configuration, tuple(_reachable(one, socket.gethostname()) for one in addresses)),
@@ -145,6 +190,28 @@ def running(home: Home, configuration: Configuration) -> Iterator[Running]:
         _write_address(places.address, _reachable(addresses[0], "127.0.0.1"))
         stack.callback(_remove, places.address)
         yield Running(server, addresses, fingerprint(keys.broker.public), keys.are_new)
+
+
+def _reserve(home: Home, configuration: Configuration) -> Reserve:
+    disk = configuration.broker.disk
+    return Reserve(home.state / "reserve", disk.reserve_bytes, disk.min_free_bytes)
+
+
+def _trouble(home: Home, error: Exception) -> KoubouError:
+    """What keeps a broker from starting, in a person's words."""
+    kind = kind_of(error, home.state)
+    if kind is FailureKind.FULL:
+        return KoubouError(
+            Code.STORE_FULL,
+            f"the broker cannot start: the disk of {home.state} takes nothing more ({said(error)})",
+            "make room there, raise the quota or make it writable again, then start: nothing was lost or changed",
+        )
+    if isinstance(error, DBAPIError | sqlite3.Error):
+        if is_damage(error):
+            return damaged(Places(home).database, [said(error)])
+        hint = "look after the disk: dmesg, smartctl; then koubou-broker check-database"
+        return KoubouError(Code.INTERNAL, f"{Places(home).database} cannot be used: {said(error)}", hint)
+    return KoubouError(Code.INTERNAL, f"the broker cannot run: {said(error)}")
 
 
 @contextmanager
@@ -165,6 +232,23 @@ def _key(home: Home, name: str) -> KeyPair:
     if not path.exists():
         write_key_pair(path, new_key_pair())
     return read_key_pair(path)
+
+
+def _says(path: Path, public_key: str) -> bool:
+    try:
+        return read_public(path) == public_key
+    except (OSError, KoubouError):
+        return False
+
+
+def _write_out(writer: Engine) -> None:
+    """Move what the last broker left in the log into the database, before anything is said that rests on it.
+
+    After an fsync that failed, commits are read from the kernel's memory that are not on the disk, and no later fsync
+    writes them: only writing them again does. On a full disk the log stays as it is.
+    """
+    with writer.connect() as connection:
+        Checkpoints().run(connection)
 
 
 def _enlist_operator(writer: Engine, public_key: str) -> None:

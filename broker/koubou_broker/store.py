@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, Engine, select, update
-from sqlalchemy.exc import DBAPIError
 
 from koubou_broker import schema, statements
 from koubou_broker.batches import (
@@ -23,7 +22,10 @@ from koubou_broker.batches import (
     Probed,
     Quarantined,
 )
-from koubou_broker.database import LostEpochError, kind_of, said
+from koubou_broker.checkpoints import Checkpoints
+from koubou_broker.database import LostEpochError, folder_of, kind_of, said
+from koubou_broker.effects import Erase
+from koubou_broker.purge import Purges
 from koubou_broker.retention import Sweep
 from koubou_broker.transaction import Transaction, in_lists
 from koubou_common.messages.limits import TASK_BYTES
@@ -31,6 +33,7 @@ from koubou_common.messages.limits import TASK_BYTES
 GROUP_BATCHES = 256  # batches in one transaction: bounds what one failure takes back
 BUSY_TRIES = 12  # of 5 s each (busy_timeout): a minute of somebody else's lock, then we stop
 _IDLE_S = 0.5  # how long the thread sleeps at most before it looks whether a sweep is due
+_YIELD_S = 0.001  # between two steps of a purge: whoever wants to write goes first
 
 log = logging.getLogger("koubou_broker")
 
@@ -51,7 +54,10 @@ class Store:
         self._epoch = epoch
         self._wake = wake
         self._sweep = sweep
-        self._incoming: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._folder = folder_of(engine)
+        self._checkpoints = Checkpoints()
+        self._purges = Purges()
+        self._incoming: queue.SimpleQueue[Batch | Erase | None] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._failed_term = -1
         self._wants_probe = threading.Event()
@@ -65,9 +71,14 @@ class Store:
         """Hand a batch over; batches of a term that has failed are dropped."""
         self._incoming.put(batch)
 
+    def erase(self, asked: Erase) -> None:
+        """Remove bodies for good; all that was handed over before is written first."""
+        self._incoming.put(asked)
+
     def probe(self) -> None:
-        """Ask whether there is room again, by writing something and taking it back."""
+        """Ask whether anything can be written, and whether a task would fit."""
         self._wants_probe.set()
+        self._incoming.put(_NOTHING)
 
     def take(self) -> list[Outcome]:
         """What has come back since the last time, in order."""
@@ -104,21 +115,30 @@ class Store:
         goes_on = self._commit(connection, batches) if batches else True
         if self._wants_probe.is_set() and goes_on:
             self._wants_probe.clear()
-            self._tell(Probed(_has_room(connection)))
+            self._tell(self._probed(connection))
         if not is_last and goes_on:
+            if self._purges.wait_s is not None:
+                purged = self._purges.step(connection)
+                if purged is not None:
+                    self._tell(purged)
             self._sweep.step(connection)
+            self._checkpoints.step(connection, _body_bytes(batches))
         return goes_on and not is_last
 
     def _gather(self) -> tuple[list[Batch], bool]:
         """What waits, at least one batch unless the time for a sweep has come; and whether it is the end."""
         batches: list[Batch] = []
         try:
-            batch = self._incoming.get(timeout=_IDLE_S)
-            while batch is not None:
-                batches.append(batch)
+            wait_s = self._purges.wait_s
+            given = self._incoming.get(timeout=_IDLE_S if wait_s is None else wait_s + _YIELD_S)
+            while given is not None:
+                if isinstance(given, Erase):
+                    self._purges.put(given)
+                    return batches, False
+                batches.append(given)
                 if len(batches) >= GROUP_BATCHES:
                     return batches, False
-                batch = self._incoming.get_nowait()
+                given = self._incoming.get_nowait()
         except queue.Empty:
             return batches, False
         return batches, True
@@ -157,6 +177,32 @@ class Store:
                     connection.execute(statements.ADD_QUARANTINED, _quarantined_row(batch.quarantined))
                 group.answers.extend(_answer(connection, claim) for claim in batch.claims)
 
+    def _probed(self, connection: Connection) -> Probed:
+        # First of all: pages that were moved out of the log are room in it, also on a disk that has none left.
+        self._checkpoints.run(connection)
+        try:
+            with connection.begin():
+                self._check_epoch(connection)
+                # Another value each time: SQLite does not write a page that stays the same.
+                connection.execute(statements.PUT_META, {"key": _PROBE, "value": time.time_ns()})
+        except Exception as error:
+            if kind_of(error, self._folder) not in (FailureKind.FULL, FailureKind.BUSY):
+                raise
+            log.debug("still nothing can be written: %s", said(error))
+            return Probed(can_write=False, fits_task=False)
+        return Probed(can_write=True, fits_task=self._fits_task(connection))
+
+    def _fits_task(self, connection: Connection) -> bool:
+        try:
+            with connection.begin() as transaction:
+                connection.exec_driver_sql(_TASK)
+                transaction.rollback()
+        except Exception as error:
+            if kind_of(error, self._folder) not in (FailureKind.FULL, FailureKind.BUSY):
+                raise
+            return False
+        return True
+
     def _check_epoch(self, connection: Connection) -> None:
         """Fence every commit: a broker that was replaced must not write another row."""
         stored = connection.scalar(_EPOCH)
@@ -164,7 +210,7 @@ class Store:
             raise LostEpochError(f"the database is in epoch {stored}, this broker in {self._epoch}")
 
     def _after_failure(self, connection: Connection, group: _Group, error: Exception) -> bool:
-        kind = kind_of(error)
+        kind = kind_of(error, self._folder)
         log.error("a transaction of %d batches failed (%s): %s", len(group.batches), kind.value, said(error))
         if kind is FailureKind.BROKEN:
             return self._isolate(connection, group)
@@ -181,9 +227,10 @@ class Store:
                 try:
                     self._write_patiently(connection, part)
                 except Exception as error:  # as in _commit
-                    kind = kind_of(error)
+                    kind = kind_of(error, self._folder)
                     self._fail(batch, kind, said(error), number if kind is FailureKind.BROKEN else -1)
                     return kind in (FailureKind.BROKEN, FailureKind.FULL)
+                self._purges.note(part.batches, part.answers)
                 for answer in part.answers:
                     self._outcomes.put(answer)
             self._tell(Durable(batch.number, batch.term))
@@ -194,6 +241,7 @@ class Store:
         self._tell(Failed(batch.number, batch.term, kind, error, entry))
 
     def _tell_durable(self, group: _Group) -> None:
+        self._purges.note(group.batches, group.answers)
         for answer in group.answers:
             self._outcomes.put(answer)
         last = group.batches[-1]
@@ -204,20 +252,15 @@ class Store:
         self._wake()
 
 
-# As much as a task may bring; in a table of its own, which is gone with the transaction.
-_PROBE = f"CREATE TABLE room_probe AS SELECT zeroblob({TASK_BYTES}) AS bytes"
 _EPOCH = select(schema.meta.c.value).where(schema.meta.c.key == "epoch")
+_PROBE = "probed_ns"  # committed: what is rolled back may never reach the disk
+# As much as a task may bring, in a table of its own, which is gone with the transaction.
+_TASK = f"CREATE TABLE room_probe AS SELECT zeroblob({TASK_BYTES}) AS bytes"
+_NOTHING = Batch(0, -1)  # of a term that never was: wakes the thread, and is dropped
 
 
-def _has_room(connection: Connection) -> bool:
-    try:
-        with connection.begin() as transaction:
-            connection.exec_driver_sql(_PROBE)
-            transaction.rollback()
-    except DBAPIError as error:
-        log.info("still nothing can be written: %s", said(error))
-        return False
-    return True
+def _body_bytes(batches: Sequence[Batch]) -> int:
+    return sum(len(new.data) for batch in batches for entry in batch.entries for new in entry.blobs)
 
 
 def _part(batch: Batch, entry: Entry, *, with_rest: bool) -> Batch:

@@ -32,7 +32,7 @@ TRANSITIONS: Mapping[tuple[TaskState, Cause], TaskState] = {
     (TaskState.QUEUED, Cause.DISPATCHED): TaskState.RUNNING,
     (TaskState.QUEUED, Cause.ADOPTED): TaskState.RUNNING,
     (TaskState.QUEUED, Cause.SUCCEEDED): TaskState.SUCCEEDED,  # the result of an attempt taken back
-    (TaskState.QUEUED, Cause.FAILED): TaskState.FAILED,  # deadline, no worker left
+    (TaskState.QUEUED, Cause.FAILED): TaskState.FAILED,  # deadline, queue time limit, no worker left
     (TaskState.QUEUED, Cause.CANCELLED): TaskState.CANCELLED,
     (TaskState.RUNNING, Cause.SUCCEEDED): TaskState.SUCCEEDED,
     (TaskState.RUNNING, Cause.FAILED): TaskState.FAILED,
@@ -69,6 +69,7 @@ class Task:
     not_before_ms: int = 0
     worker_id: str = ""
     error_class: ErrorClass | None = None
+    error_cause: ErrorClass | None = None
     error_message: str = ""
     started_ms: int = 0
     finished_ms: int = 0
@@ -127,6 +128,7 @@ class Task:
             not_before_ms=self.not_before_ms,
             worker_id=self.worker_id,
             error_class=self.error_class,
+            error_cause=self.error_cause,
             error_message=self.error_message,
             started_ms=self.started_ms,
             finished_ms=self.finished_ms,
@@ -152,6 +154,7 @@ class Task:
             not_before_ms=row.not_before_ms,
             worker_id=row.worker_id,
             error_class=row.error_class,
+            error_cause=row.error_cause,
             error_message=row.error_message,
             started_ms=row.started_ms,
             finished_ms=row.finished_ms,
@@ -212,14 +215,12 @@ class Verdict:
 def charge(task: Task, error_class: ErrorClass, worker_id: str, boot_id: str) -> None:
     """Count a failure of the current attempt against the task's budgets."""
     category = category_of(error_class)
-    task.avoid = ""
+    task.error_cause = error_class
+    task.avoid = worker_id if is_avoided_after(error_class) else ""
     if category is Category.TRANSIENT:
         task.transient_failures += 1
-        task.avoid = worker_id
     elif category is Category.INFRA:
         task.infra_failures += 1
-        if error_class in _BACKED_OFF_INFRA:
-            task.avoid = worker_id
     elif category is Category.WORKER and worker_id not in task.excluded:
         task.excluded = (*task.excluded, worker_id)
     death = _death(worker_id, boot_id)
@@ -227,9 +228,15 @@ def charge(task: Task, error_class: ErrorClass, worker_id: str, boot_id: str) ->
         task.deaths = (*task.deaths, death)
 
 
+def is_avoided_after(error_class: ErrorClass) -> bool:
+    """Whether the next attempt prefers another worker than the one that failed so."""
+    return category_of(error_class) is Category.TRANSIENT or error_class in _BACKED_OFF_INFRA
+
+
 def forgive(task: Task, worker_id: str, boot_id: str) -> None:
     """The agent did not die after all: its attempt was found alive."""
     task.deaths = tuple(death for death in task.deaths if death != _death(worker_id, boot_id))
+    task.error_cause = None
 
 
 def judge(task: Task, error_class: ErrorClass, message: str, settings: CoreSettings, *, another_left: bool) -> Verdict:

@@ -13,6 +13,7 @@ class Timer(StrEnum):
     LEASE = "lease"  # key: attempt uid
     NOT_BEFORE = "not_before"  # key: task id
     DEADLINE = "deadline"  # key: task id
+    QUEUE_TIMEOUT = "queue_timeout"  # key: task id; the wait for its first attempt is over
     OVERFLOW = "overflow"  # key: task id; a rule's wait for a preferred worker is over
     COOLDOWN = "cooldown"  # key: worker id
     SILENCE = "silence"  # key: worker id

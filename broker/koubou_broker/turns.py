@@ -1,6 +1,6 @@
 """Law 1 in one place: what a turn of the loop wants done waits until all it rests on is durable. Pure."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -11,6 +11,7 @@ from koubou_common.messages import PartStaged, ToBroker
 
 UNDURABLE_ENTRIES = 4_096  # messages whose changes wait for the disk; more: stop reading
 UNDURABLE_BYTES = 64 * 1024 * 1024  # bodies that wait for the disk
+_ROW_BYTES = 16 * 1024  # of a body: so much costs the store about as much as a row does
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,30 +33,39 @@ class Turn:
     releases: list[Effect] = field(default_factory=list)
     quarantined: Quarantined | None = None
     bytes: int = 0  # of the bodies in `entries`
+    owed: Counter[str] = field(default_factory=Counter)  # rows to be written, by the principal they are for
 
-    def add(self, effects: Iterable[Effect], source: Source | None = None, blobs: tuple[NewBlob, ...] = ()) -> None:
-        """Take over what one input led to."""
+    def add(
+        self,
+        effects: Iterable[Effect],
+        source: Source | None = None,
+        blobs: tuple[NewBlob, ...] = (),
+        *,
+        owner: str = "",
+    ) -> None:
+        """Take over what one input led to; `owner` is whose doing it was, where no source says so."""
         records: list[Record] = []
-        keeps_blobs = False
+        others: list[Effect] = []
         for effect in effects:
             if isinstance(effect, Save):
                 records += effect.records
             else:
-                self.releases.append(effect)
-                # A refused message's bodies are not worth a byte; a question to the store, or a part of a
-                # submission, may yet lead to tasks that need them.
-                keeps_blobs = keeps_blobs or isinstance(effect, Lookup) or _is_staged(effect)
-        if records or (blobs and keeps_blobs):
-            self._append(Entry(tuple(records), blobs), source)
+                others.append(effect)
+        self.releases += others
+        if records or (blobs and keeps_blobs(others)):
+            self._append(Entry(tuple(records), blobs), source, source.principal if source else owner)
 
     def keep(self, blob: NewBlob) -> None:
         """A pulled body is to be stored."""
-        self._append(Entry((), (blob,)), None)
+        self._append(Entry((), (blob,)), None, blob.owner)
 
-    def _append(self, entry: Entry, source: Source | None) -> None:
+    def _append(self, entry: Entry, source: Source | None, owner: str) -> None:
         self.entries.append(entry)
         self.sources.append(source)
-        self.bytes += sum(len(new.data) for new in entry.blobs)
+        size_bytes = sum(len(new.data) for new in entry.blobs)
+        self.bytes += size_bytes
+        if owner:
+            self.owed[owner] += len(entry.records) + len(entry.blobs) + size_bytes // _ROW_BYTES
 
     @property
     def has_writes(self) -> bool:
@@ -72,6 +82,7 @@ class _Waiting:
     releases: list[Effect]
     entries: int
     bytes: int
+    owed: Counter[str]
     event_seq: int
 
 
@@ -83,6 +94,7 @@ class Ledger:
         self._number = 0
         self._entries = 0
         self._bytes = 0
+        self._owed: Counter[str] = Counter()
         self.term = 0
         self.event_seq = 0  # the highest durable event: what the witness may know
 
@@ -96,11 +108,18 @@ class Ledger:
             return None, []
         self._number += 1
         waiting = _Waiting(
-            self._number, turn.sources, turn.releases, len(turn.entries), turn.bytes, _last_event(turn.entries)
+            self._number,
+            turn.sources,
+            turn.releases,
+            len(turn.entries),
+            turn.bytes,
+            turn.owed,
+            _last_event(turn.entries),
         )
         self._waiting.append(waiting)
         self._entries += waiting.entries
         self._bytes += waiting.bytes
+        self._owed += waiting.owed
         return (
             Batch(self._number, self.term, tuple(turn.entries), tuple(turn.claims), turn.quarantined),
             [],
@@ -113,6 +132,7 @@ class Ledger:
             waiting = self._waiting.popleft()
             self._entries -= waiting.entries
             self._bytes -= waiting.bytes
+            self._owed -= waiting.owed
             self.event_seq = max(self.event_seq, waiting.event_seq)
             released += waiting.releases
         return released
@@ -128,7 +148,12 @@ class Ledger:
         """Nothing that waits will ever be durable: a new term begins, unreleased effects are dropped."""
         self._waiting.clear()
         self._entries = self._bytes = 0
+        self._owed.clear()
         self.term += 1
+
+    def owed_to(self, principal: str) -> int:
+        """How many rows of a principal wait for the disk."""
+        return self._owed[principal]
 
     @property
     def is_settled(self) -> bool:
@@ -145,8 +170,15 @@ class Ledger:
         return self._number
 
 
-def _is_staged(effect: Effect) -> bool:
-    return isinstance(effect, Send) and isinstance(effect.message, PartStaged)
+def keeps_blobs(effects: Iterable[Effect]) -> bool:
+    """Whether a message's bodies are to be stored although it brought no task.
+
+    A refused message's bodies are not worth a byte; a question to the store, or a part of a submission, may yet lead
+    to tasks that need them.
+    """
+    return any(
+        isinstance(one, Lookup) or (isinstance(one, Send) and isinstance(one.message, PartStaged)) for one in effects
+    )
 
 
 def _last_event(entries: Iterable[Entry]) -> int:

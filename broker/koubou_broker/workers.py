@@ -14,6 +14,7 @@ _RECENT_ATTEMPTS = 100  # the success rate looks back over about so many
 _SILENT_HEARTBEATS = 3  # missed, then the worker is fed no more
 _OLD_BOOTS_KEPT = 8
 NEVER_S = float("-inf")
+RELEASING = "its Ollama is still finishing a cancelled call"  # people ask why an idle box takes nothing
 
 # Failures that say nothing about the worker that reported them.
 _NOT_ITS_FAULT = frozenset({ErrorClass.DRAIN, ErrorClass.INPUTS_UNAVAILABLE, ErrorClass.CONTEXT_OVERFLOW})
@@ -42,6 +43,7 @@ class LiveWorker:
     saved_s: float = NEVER_S
     latency_ms: int = 0
     health: AgentHealth = field(default_factory=lambda: AgentHealth(can_work=False))
+    health_sent_ms: int = 0  # by the agent's clock; a heartbeat overtaken by a newer one tells old news
     tags: tuple[str, ...] = ()  # models last reported, normal spelling
     was_seen: bool = False  # ever: until then a "*" worker may have any model
     slots_ceiling: int = 0  # of the agent; 0: none
@@ -50,6 +52,7 @@ class LiveWorker:
     #: dispatches of this session the agent has not yet said to have received: uid -> number
     unconfirmed: dict[str, int] = field(default_factory=dict)
     reported_free: int = 0
+    releasing: int = 0  # slots that Ollama still needs for calls that were given up, as the agent says
     dispatches: int = 0  # number of the last one in this session
     #: uids of known attempts that this agent may hold
     attempts: set[str] = field(default_factory=set)
@@ -59,6 +62,7 @@ class LiveWorker:
     recent_succeeded: float = 0.0
     recent_failed: float = 0.0
     failures_in_row: int = 0
+    last_failure: ErrorClass | None = None  # of those in a row
     cooling_until_s: float | None = None  # past: one trial may run
     dead_boot_id: str = ""  # the boot whose death was counted already
     _own_models: frozenset[str] = frozenset()
@@ -99,6 +103,11 @@ class LiveWorker:
         ours = self.slots - self.in_use
         theirs = self.reported_free - len(self.unconfirmed)
         return max(0, min(ours, theirs))
+
+    @property
+    def is_releasing(self) -> bool:
+        """Whether what keeps it from offering a slot is its Ollama alone."""
+        return self.releasing > 0 and not self.free and self.in_use < self.slots
 
     @property
     def success_rate(self) -> float:
@@ -153,8 +162,9 @@ class LiveWorker:
         self.boot_id = boot_id
         self.listed.clear()
         self.unconfirmed.clear()
-        self.reported_free = 0
+        self.reported_free = self.releasing = 0
         self.dispatches = last_dispatch
+        self.health_sent_ms = 0
         self.idle_since_s = now_s
         self.was_seen = True
 
@@ -163,18 +173,21 @@ class LiveWorker:
         self.session = 0
         self.listed.clear()
         self.unconfirmed.clear()
-        self.reported_free = 0
+        self.reported_free = self.releasing = 0
 
     def heard(self, now_s: float, wall_ms: int) -> None:
         """A message came."""
         self.last_heard_s = now_s
         self.last_heard_ms = wall_ms
 
-    def report(self, running: Collection[str], free_slots: int, last_dispatch: int, now_s: float) -> None:
+    def report(
+        self, running: Collection[str], free_slots: int, last_dispatch: int, now_s: float, releasing: int = 0
+    ) -> None:
         """Take over what the agent says of its slots."""
         was_busy = self.in_use > 0
         self.listed = set(running)
         self.reported_free = free_slots
+        self.releasing = releasing
         for uid, number in list(self.unconfirmed.items()):
             if number <= last_dispatch or uid in self.listed:
                 del self.unconfirmed[uid]
@@ -213,6 +226,7 @@ class LiveWorker:
                 return False
             self.dead_boot_id = boot_id
         self.failures_in_row += 1
+        self.last_failure = error_class
         if self.cooling_until_s is None and self.failures_in_row < settings.breaker_failures:
             return False
         self.cooling_until_s = now_s + settings.breaker_cooldown_s

@@ -4,13 +4,16 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from weakref import WeakValueDictionary
 
 from koubou_client.connection import CONNECT_TIMEOUT_S, Connection, new_request_id
 from koubou_client.futures import TaskFailedError, TaskFuture, TaskOutput
 from koubou_client.inputs import InputLimits
+from koubou_client.pending import PATIENCE_S, Waits
 from koubou_client.tasks import TaskDraft, draft_task, new_idempotency_key, parts_of
 from koubou_client.where import Where, find_broker
 from koubou_common import __version__
@@ -52,6 +55,7 @@ class Client:
         where: Where | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         software: str = f"koubou-client {__version__}",
+        patience_s: float = PATIENCE_S,
     ) -> None:
         where = where or find_broker(os.environ, home)
         self.connection = Connection(
@@ -61,8 +65,11 @@ class Client:
             software=software,
             connect_timeout_s=connect_timeout_s,
         )
+        self._patience_s = patience_s
         self._lock = threading.Lock()
-        self._futures: dict[int, TaskFuture] = {}
+        self._open: dict[int, TaskFuture] = {}  # not ended yet
+        # Ended ones too, as long as the caller holds them: nothing is kept of what nobody wants any more.
+        self._futures: WeakValueDictionary[int, TaskFuture] = WeakValueDictionary()
 
     def welcome(self) -> ClientWelcome:
         """Who we are to the broker, and its limits."""
@@ -74,7 +81,10 @@ class Client:
         return InputLimits(told.prompt_bytes, told.file_bytes, told.task_bytes, told.task_files)
 
     def submit(self, prompt: str, *, idempotency_key: str = "", **task: Any) -> TaskFuture:
-        """Submit one task (keywords as in `draft_task`); its future ends when the task has."""
+        """Submit one task (keywords as in `draft_task`); its future ends when the task has.
+
+        Where the broker takes no more for now this waits, as long as the client's `patience_s` allows.
+        """
         draft = draft_task(prompt, limits=self.limits(), **task)
         accepted = self.submit_drafts([draft], key=idempotency_key)
         return self.futures([ref.task_id for ref in accepted.tasks])[0]
@@ -90,18 +100,35 @@ class Client:
         for future in futures if ordered else as_completed(futures):
             yield future.result()
 
-    def submit_drafts(self, drafts: Sequence[TaskDraft], *, key: str = "", as_batch: bool = False) -> Submitted:
-        """Submit tasks, all or none; returns when they are durable."""
+    def submit_drafts(
+        self,
+        drafts: Sequence[TaskDraft],
+        *,
+        key: str = "",
+        as_batch: bool = False,
+        patience_s: float | None = None,
+        on_wait: Waits | None = None,
+    ) -> Submitted:
+        """Submit tasks, all or none; returns when they are durable.
+
+        A refusal that says when to come again (the queue or the disk is full) is obeyed for `patience_s` (that of the
+        client, if none is given), and `on_wait` is told why and for how long each time.
+        """
+        patience_s = self._patience_s if patience_s is None else patience_s
         request_ids = [new_request_id() for _ in range(len(drafts) or 1)]
         parts = parts_of(drafts, request_ids, key or new_idempotency_key(), as_batch=as_batch, dry_run=False)
         last, bodies_of_last = parts[-1]
         while True:
-            self.connection.welcome()
+            _check_known(drafts, self.connection.welcome())
             session = self.connection.session if len(parts) > 1 else None
             try:
                 for message, bodies in parts[:-1]:
-                    self.connection.call(message, PartStaged, bodies, session=session)
-                return self.connection.call(last, Submitted, bodies_of_last, session=session)
+                    self.connection.call(
+                        message, PartStaged, bodies, session=session, patience_s=patience_s, on_wait=on_wait
+                    )
+                return self.connection.call(
+                    last, Submitted, bodies_of_last, session=session, patience_s=patience_s, on_wait=on_wait
+                )
             except KoubouError as error:
                 # A new session has forgotten the earlier parts: the same key makes beginning again harmless.
                 if error.code is not Code.HELLO_REQUIRED or session is None:
@@ -122,9 +149,10 @@ class Client:
         with self._lock:
             futures = []
             for task_id in task_ids:
-                if task_id not in self._futures:
-                    self._futures[task_id] = TaskFuture(task_id, self._cancel_one)
-                futures.append(self._futures[task_id])
+                future = self._futures.get(task_id)
+                if future is None:
+                    future = self._open[task_id] = self._futures[task_id] = TaskFuture(task_id, self._cancel_one)
+                futures.append(future)
             waited = [future.id for future in futures if not future.done()]
         for first in range(0, len(waited), WATCH_TASKS):
             self._watch(waited[first : first + WATCH_TASKS])
@@ -164,7 +192,7 @@ class Client:
                     Tasks,
                 )
                 if page.missing:
-                    raise _not_found(page.missing)
+                    raise _not_found(page.missing, self.welcome())
                 found += page.tasks
                 before = page.next_before
                 if not before:
@@ -187,17 +215,18 @@ class Client:
         """Cancel what has not ended; tells the state now recorded of each."""
         reply = self.connection.call(Cancel(new_request_id(), tuple(task_ids), batch_id, reason), Changes)
         if reply.missing:
-            raise _not_found(reply.missing)
+            raise _not_found(reply.missing, self.welcome())
         return reply.changes
 
     def retry(self, task_ids: Sequence[int] = (), *, batch_id: int = 0) -> tuple[Change, ...]:
         """Open ended tasks again; of a batch those that failed or were cancelled."""
         reply = self.connection.call(Retry(new_request_id(), tuple(task_ids), batch_id), Changes)
         if reply.missing:
-            raise _not_found(reply.missing)
+            raise _not_found(reply.missing, self.welcome())
         with self._lock:
             for change in reply.changes:
                 if change.changed:
+                    self._open.pop(change.task_id, None)
                     self._futures.pop(change.task_id, None)
         return reply.changes
 
@@ -208,7 +237,7 @@ class Client:
     def close(self) -> None:
         """End the connection; tasks go on, futures that are not done fail."""
         with self._lock:
-            futures = list(self._futures.values())
+            futures = list(self._open.values())
         for future in futures:  # before the connection, whose end would be given as the reason
             future.end(KoubouError(Code.DETACHED, "the client was closed; the task goes on"))
         self.connection.close()
@@ -229,7 +258,7 @@ class Client:
 
         def on_marks(marks: Sequence[TaskMark], missing: Sequence[int]) -> bool:
             for task_id in missing:
-                self._end(task_id, _not_found([task_id]))
+                self._end(task_id, _not_found([task_id], self.welcome()))
             for mark in marks:
                 if mark.state.is_terminal and mark.task_id in going_on:
                     self._fetch_end(mark.task_id)
@@ -264,15 +293,30 @@ class Client:
 
     def _end(self, task_id: int, outcome: TaskOutput | BaseException) -> None:
         with self._lock:
-            future = self._futures.get(task_id)
+            future = self._open.pop(task_id, None)
+            if not isinstance(outcome, TaskOutput | TaskFailedError):
+                self._futures.pop(task_id, None)  # only the connection's end: the next one to ask shall wait anew
         if future is not None:
             future.end(outcome)
 
 
-def _not_found(task_ids: Sequence[int]) -> KoubouError:
+def _not_found(task_ids: Sequence[int], welcome: ClientWelcome) -> KoubouError:
     named = ", ".join(str(task_id) for task_id in task_ids[:5])
-    return KoubouError(
-        Code.NOT_FOUND,
-        f"no task {named} of yours" + (", …" if len(task_ids) > 5 else ""),
-        "koubou-ctl ps -a lists them",
-    )
+    hint = "koubou-ctl ps -a lists them"
+    if any(welcome.lost_first_id <= task_id < welcome.lost_end_id for task_id in task_ids):
+        when = datetime.fromtimestamp(welcome.restored_ms / 1000, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+        hint = (
+            f"the workshop was restored from a backup on {when}, and tasks accepted after that backup are gone:"
+            f" submit again; {hint}"
+        )
+    return KoubouError(Code.NOT_FOUND, f"no task {named} of yours" + (", …" if len(task_ids) > 5 else ""), hint)
+
+
+def _check_known(drafts: Sequence[TaskDraft], welcome: ClientWelcome) -> None:
+    """Refuse what an older broker would pass over in silence: it ignores fields that it does not know."""
+    if welcome.proto < 2 and any(draft.spec.queue_timeout_s is not None for draft in drafts):
+        raise KoubouError(
+            Code.VERSION,
+            "the broker is older than this client and knows no queue time limit",
+            "leave --queue-timeout out, or install the same version of Koubou on both sides",
+        )

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import queue
+import random
 import secrets
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 import zmq
 
-from koubou_client.pending import Answered, Failed, Marks, Pending, Watched, settle
+from koubou_client.pending import Answered, Failed, Marks, Pending, Waits, Watched, settle
 from koubou_client.transfer import Fetches, Offer
 from koubou_common import codec
 from koubou_common.errors import Code, KoubouError
@@ -38,6 +39,9 @@ Reply = TypeVar("Reply")
 
 CONNECT_TIMEOUT_S = 5.0  # to reach the broker for the first time; people wait for the answer
 OUTAGE_TIMEOUT_S = 60.0  # without it later: a restart takes seconds, an upgrade less than this
+_BLIP_S = 2.5  # who is told to come again so soon comes again, whatever its patience
+_JITTER = 0.25  # of the wait on top of it: a hundred clients refused at once do not come back at once
+_OUTSTANDING = 256  # requests sent and not answered: more wait here, before the broker has to put them off
 _RESEND_S = 15.0  # an unanswered request is repeated: its answer may have been lost
 _HELLO_RESEND_S = 2.0  # a hello is small, and nothing else is heard before its answer
 _IDLE_S = 0.5  # the thread looks at its timers at least this often
@@ -103,13 +107,16 @@ class Connection:
         bodies: dict[bytes, bytes] | None = None,
         *,
         session: int | None = None,
+        patience_s: float = 0.0,
+        on_wait: Waits | None = None,
     ) -> None:
         """Send a request; `on_answer` gets its reply or a KoubouError.
 
         `bodies` (by sha256) are what the message names but does not carry: the broker pulls them. A request of one
-        `session` is not repeated in the next: it fails with hello_required.
+        `session` is not repeated in the next: it fails with hello_required. One that is refused with a time to come
+        again is sent again then, never earlier, for as long as `patience_s` allows; `on_wait` hears of it.
         """
-        pending = Pending(message, on_answer, bodies or {}, session)
+        pending = Pending(message, on_answer, bodies or {}, session, patience_s, on_wait)
         if not self._do(lambda: self._begin(pending)):
             on_answer(_closed())
 
@@ -121,10 +128,12 @@ class Connection:
         timeout_s: float | None = None,
         *,
         session: int | None = None,
+        patience_s: float = 0.0,
+        on_wait: Waits | None = None,
     ) -> Reply:
         """Send a request and wait for its reply of the given type; raises the KoubouError it was answered with."""
         future: Future[Reply] = Future()
-        self.begin(message, settle(future), bodies, session=session)
+        self.begin(message, settle(future), bodies, session=session, patience_s=patience_s, on_wait=on_wait)
         answer = future.result(timeout_s)
         if not isinstance(answer, reply):
             raise KoubouError(Code.INTERNAL, f"the broker answered with {type(answer).__name__}")
@@ -249,6 +258,9 @@ class Connection:
             case Error(code=Code.HELLO_REQUIRED):
                 if self._ready:  # several requests may be answered so: one hello is enough
                     self._ready, self._hello_at_s = False, 0.0
+            case Error(code=Code.BUSY, request_id="") if self._welcome is not None and message.retry_after_s > 0:
+                # To our hello, after we had been welcomed before: what we wait for goes on.
+                self._ready, self._hello_at_s = False, time.monotonic() + message.retry_after_s
             case Error(request_id=""):
                 self._fail_all(KoubouError(message.code, message.message, message.hint))
             case Error():
@@ -283,17 +295,37 @@ class Connection:
 
     def _on_error(self, error: Error) -> None:
         asked = self._pending.get(error.request_id) or self._watches.get(error.request_id)
-        if asked is not None and error.retry_after_s > 0 and error.code is Code.BUSY:
-            asked.not_before_s = time.monotonic() + error.retry_after_s
-            asked.sent_at_s = None
+        if asked is not None and error.retry_after_s > 0 and self._comes_again(asked, error):
             return
         hint = error.hint
         if error.retry_after_s > 0:
             hint = f"{hint} (try again in {error.retry_after_s:.0f} s)".strip()
-        told = KoubouError(error.code, error.message, hint)
+        told = KoubouError(error.code, error.message, hint, error.retry_after_s)
         if watched := self._watches.pop(error.request_id, None):
             watched.on_error(told)
         self._settle(error.request_id, told)
+
+    def _comes_again(self, asked: Pending | Watched, error: Error) -> bool:
+        """Send it again when the broker said; False if that is not worth waiting for."""
+        now = time.monotonic()
+        wait_s = error.retry_after_s * (1.0 + _JITTER * random.random())  # noqa: S311 - no secret
+        if isinstance(asked, Watched):
+            if error.code is not Code.BUSY:
+                return False
+        else:
+            if error.code not in (Code.BUSY, Code.STORE_FULL):
+                return False
+            if asked.refused_at_s is None:
+                asked.refused_at_s = now
+            is_blip = error.retry_after_s <= _BLIP_S
+            patience_s = max(asked.patience_s, self._outage_timeout_s) if is_blip else asked.patience_s
+            if now - asked.refused_at_s + wait_s > patience_s:
+                return False
+            if asked.on_wait is not None and not is_blip:
+                asked.on_wait(KoubouError(error.code, error.message, error.hint, error.retry_after_s), wait_s)
+        asked.not_before_s = now + wait_s
+        asked.sent_at_s = None
+        return True
 
     def _begin(self, pending: Pending) -> None:
         if pending.session not in (None, self._session):
@@ -316,10 +348,15 @@ class Connection:
         now = time.monotonic()
         unanswered = [watched for watched in self._watches.values() if not watched.answered]
         requests: list[Pending | Watched] = [*self._pending.values(), *unanswered]
+        outstanding = sum(asked.sent_at_s is not None for asked in requests)
         for asked in requests:
-            due = asked.sent_at_s is None or now - asked.sent_at_s > _RESEND_S
-            if due and now >= asked.not_before_s and self._say(asked.message):
+            is_new = asked.sent_at_s is None
+            due = is_new or (asked.sent_at_s is not None and now - asked.sent_at_s > _RESEND_S)
+            if not due or now < asked.not_before_s or (is_new and outstanding >= _OUTSTANDING):
+                continue
+            if self._say(asked.message):
                 asked.sent_at_s = now
+                outstanding += is_new
         for ask in self._fetches.asks():
             self._say(ask)
 

@@ -7,6 +7,7 @@ import secrets
 import stat
 from pathlib import Path
 
+from koubou_common import durable
 from koubou_common.errors import Code, KoubouError
 from koubou_common.names import name_fault
 
@@ -80,6 +81,8 @@ def write_output(root: Path, name: str, data: bytes, *, expected_digest: str | N
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise KoubouError(Code.BAD_INPUT, f"{name}: {error.strerror}", "check the folder and its room") from error
+    with contextlib.suppress(OSError):  # a person's folder may be of a kind that knows no such thing
+        durable.sync_folder(path.parent)
     return path
 
 

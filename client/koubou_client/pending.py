@@ -9,10 +9,13 @@ from koubou_common.errors import KoubouError
 from koubou_common.messages import Watch
 from koubou_common.messages.values import TaskMark
 
+PATIENCE_S = 600.0  # with a queue or a disk that is full: a program that fills them has to wait, not to end
+
 Answered = Callable[[Any], None]  # gets the reply, or a KoubouError
 # Gets tasks as they are and ids that are not there; True: it wants to hear no more.
 Marks = Callable[[Sequence[TaskMark], Sequence[int]], bool]
 Failed = Callable[[KoubouError], None]
+Waits = Callable[[KoubouError, float], None]  # gets why a request has to wait, and for how many seconds
 
 
 @dataclass(slots=True)
@@ -23,6 +26,9 @@ class Pending:
     on_answer: Answered
     bodies: dict[bytes, bytes]
     session: int | None = None  # valid in this session only
+    patience_s: float = 0.0  # how long refusals that tell when to come again are obeyed
+    on_wait: Waits | None = None
+    refused_at_s: float | None = None  # for the first time
     not_before_s: float = 0.0
     sent_at_s: float | None = None
 

@@ -2,8 +2,8 @@
 
 One message is one msgpack map: `v` (protocol version), `type` (the message's name in snake case), `epoch`
 (from the broker), and the message's fields. Nested values are maps, tuples are arrays. Unknown fields are
-ignored, so that a newer peer may say more; everything else that does not fit the types and limits in
-`messages` is a DecodeError.
+ignored, so that a newer peer may say more, and an error class that only a newer peer knows is `other`;
+everything else that does not fit the types and limits in `messages` is a DecodeError.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from typing import Any
 
 import msgpack
 
+from koubou_common.errors import ErrorClass
 from koubou_common.messages import Message
 from koubou_common.messages.limits import BATCH_TASKS, MESSAGE_BYTES, Between, Chars, Count, Size
 
@@ -173,6 +174,9 @@ def _decoder(hint: Any) -> Decoder:
         return _dataclass_decoder(hint)
     if isinstance(hint, type) and issubclass(hint, Enum):
         members = {member.value: member for member in hint}
+        if hint is ErrorClass:
+            # An agent of the next release repeats its failure until it is stored: dropped, it would be for ever.
+            return lambda value, where: _decode_enum(members, value, where, ErrorClass.OTHER)
         return lambda value, where: _decode_enum(members, value, where)
     return lambda value, where: _decode_scalar(hint, value, where)
 
@@ -229,10 +233,10 @@ def _decode_tuple(item: Decoder, value: object, where: str) -> tuple[Any, ...]:
     return tuple(item(element, where) for element in value)
 
 
-def _decode_enum(members: dict[Any, Any], value: object, where: str) -> Any:
-    if not isinstance(value, str) or value not in members:
+def _decode_enum(members: dict[Any, Any], value: object, where: str, unknown: Enum | None = None) -> Any:
+    if not isinstance(value, str) or (value not in members and unknown is None):
         raise DecodeError(f"{where}: {value!r:.80} is none of {', '.join(members)}")
-    return members[value]
+    return members.get(value, unknown)
 
 
 def _decode_scalar(kind: type, value: object, where: str) -> Any:

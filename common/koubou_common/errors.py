@@ -53,6 +53,9 @@ class ErrorClass(StrEnum):
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     POISON = "poison"  # agents keep dying on it
     NO_WORKER_LEFT = "no_worker_left"  # every worker that could is excluded
+    QUEUE_TIMEOUT = "queue_timeout"  # no worker began it in time
+
+    OTHER = "other"  # a word of a newer release, as the codec reads it: transient, like all that is not listed
 
 
 _CATEGORIES = {
@@ -80,6 +83,7 @@ _CATEGORIES = {
         ErrorClass.ATTEMPTS_EXHAUSTED,
         ErrorClass.POISON,
         ErrorClass.NO_WORKER_LEFT,
+        ErrorClass.QUEUE_TIMEOUT,
     },
 }
 
@@ -124,11 +128,12 @@ class Code(StrEnum):
 class KoubouError(Exception):
     """Something a person can be told: what happened, and how to fix it."""
 
-    def __init__(self, code: Code, message: str, hint: str = "") -> None:
+    def __init__(self, code: Code, message: str, hint: str = "", retry_after_s: float = 0.0) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.hint = hint
+        self.retry_after_s = retry_after_s  # when the same may succeed; 0: waiting alone does not help
 
 
 class ConfigError(KoubouError):

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from koubou_common import durable
 from koubou_common.errors import ConfigError
 
 ENVIRONMENT_NAME = "KOUBOU_HOME"
 DEFAULT_HOME = "~/.koubou"
-_FOLDER_MODE = 0o700  # keys and prompts live below: nobody else's business
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,10 @@ class Home:
             raise _no_account(str(path)) from error
 
     def create(self) -> None:
-        """Make the folders that are missing, readable for their owner alone."""
+        """Make the folders that are missing, readable for their owner alone and durable: all else lies in them."""
         for folder in (self.root, self.config, self.keys, self.state, self.log):
             try:
-                folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+                durable.make_folder(folder)
             except OSError as error:
                 raise ConfigError(
                     f"cannot make the folder {folder}: {error.strerror}",

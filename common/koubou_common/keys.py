@@ -101,7 +101,7 @@ def read_public(path: Path) -> str:
 
 def _write(path: Path, text: str, mode: int, *, replace: bool) -> None:
     try:
-        _make_private_folder(path.parent)
+        durable.make_folder(path.parent)
         if not replace and os.path.lexists(path):
             raise KoubouError(
                 Code.BAD_CONFIGURATION,
@@ -132,15 +132,6 @@ def _write_durably(path: Path, data: bytes, mode: int) -> None:
         file.write(data)
         file.flush()
         os.fsync(handle)
-
-
-def _make_private_folder(folder: Path) -> None:
-    if folder.is_dir():
-        return
-    _make_private_folder(folder.parent)
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    durable.sync_folder(folder.parent)
 
 
 def _read(path: Path, trusted_owner: int | None = None) -> dict[str, str]:

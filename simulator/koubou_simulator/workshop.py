@@ -56,6 +56,11 @@ class Process:
         """Whether it runs."""
         return self.popen is not None and self.popen.poll() is None
 
+    @property
+    def ended_well(self) -> bool:
+        """Whether it was started and has ended with code 0."""
+        return self.popen is not None and self.popen.poll() == 0
+
     def kill(self) -> None:
         """End it as a power cut would."""
         if self.popen is not None:
@@ -64,10 +69,19 @@ class Process:
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """Ask it to end; returns its exit code (negative: it had to be killed)."""
+        self.ask_to_stop()
+        return self.finish(timeout_s)
+
+    def ask_to_stop(self) -> None:
+        """Ask it to end; asked again it ends at once, and less well."""
+        if self.is_alive():
+            assert self.popen is not None
+            self.popen.send_signal(signal.SIGTERM)
+
+    def finish(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Wait for the end that it was asked for; returns its exit code (negative: it had to be killed)."""
         if self.popen is None:
             return 0
-        if self.popen.poll() is None:
-            self.popen.send_signal(signal.SIGTERM)
         try:
             return self.popen.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -109,7 +123,7 @@ class Workshop:
         }
         if cli_python:
             self._environment["KOUBOU_CLI_PYTHON"] = cli_python
-        self.broker = self._process("broker", "koubou_broker", "run", "--home", str(home))
+        self.broker = self.program("broker", "koubou_broker", "run", "--home", str(home))
         for folder in ("config", "log"):
             (home / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
         home.chmod(0o700)
@@ -139,18 +153,25 @@ class Workshop:
         self.broker.start()
         self.until(self._broker_listens, self.broker)
 
-    def start_ollama(self, name: str, *arguments: str) -> str:
+    def start_ollama(self, name: str, *arguments: str, within: Sequence[str] = ()) -> str:
         """Start a simulated Ollama; returns its URL."""
-        process = self._process(f"ollama-{name}", "koubou_simulator.ollama", "--port", "0", *arguments)
+        process = self.program(f"ollama-{name}", "koubou_simulator.ollama", "--port", "0", *arguments, within=within)
         process.start()
         marker = "http://127.0.0.1:"
         self.until(lambda: marker in process.log(), process)
         return marker + process.log().split(marker)[1].split()[0]
 
-    def agent(self, worker_id: str, ollama_url: str, home: Path | None = None, *arguments: str) -> Process:
+    def agent(
+        self,
+        worker_id: str,
+        ollama_url: str,
+        home: Path | None = None,
+        *arguments: str,
+        within: Sequence[str] = (),
+    ) -> Process:
         """An agent of this home (or of another: a box of its own); start it with `.start()`."""
         where = str(home or self.home)
-        process = self._process(
+        process = self.program(
             worker_id,
             "koubou_agent",
             "run",
@@ -161,6 +182,7 @@ class Workshop:
             "--ollama-url",
             ollama_url,
             *arguments,
+            within=within,
         )
         process.environment = {**process.environment, "KOUBOU_HOME": where}
         return process
@@ -200,6 +222,13 @@ class Workshop:
             raise StartError(f"{worker_id} could not join: {joined.stderr.strip()}")
         return box
 
+    def program(self, name: str, module: str, *arguments: str, within: Sequence[str] = ()) -> Process:
+        """Any module as a process of this workshop, not started yet; `within`: a command that runs it elsewhere."""
+        command = [*within, self.python, "-m", module, *arguments]
+        process = Process(name, command, self.home / "log" / f"{name}.log", self._environment)
+        self.processes.append(process)
+        return process
+
     def until(
         self, holds: Callable[[], object], process: Process | None = None, timeout_s: float = START_TIMEOUT_S
     ) -> None:
@@ -219,12 +248,14 @@ class Workshop:
         alive = [process for process in self.processes if process.is_alive()]
         agents = [one for one in alive if one is not self.broker and not one.name.startswith("ollama-")]
         rest = [one for one in alive if one not in agents]
-        for group in (agents, rest):
-            for process in group:
-                assert process.popen is not None
-                process.popen.send_signal(signal.SIGTERM)
-            for process in group:
-                process.stop()
+        for process in agents:
+            process.ask_to_stop()
+        for process in agents:
+            process.stop()  # asked twice, it waits for no task: nobody wants one any more
+        for process in rest:
+            process.ask_to_stop()
+        for process in rest:
+            process.finish()
 
     def __enter__(self) -> "Workshop":
         return self
@@ -233,13 +264,6 @@ class Workshop:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-    def _process(self, name: str, module: str, *arguments: str) -> Process:
-        process = Process(
-            name, [self.python, "-m", module, *arguments], self.home / "log" / f"{name}.log", self._environment
-        )
-        self.processes.append(process)
-        return process
 
     def _broker_listens(self) -> bool:
         try:

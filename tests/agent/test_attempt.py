@@ -1,5 +1,6 @@
 """Attempts against a simulated Ollama with gemini-repo-cli (its stand-in): every way through has a name."""
 
+import errno
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -109,6 +110,16 @@ class Liar:
 
     def run(self, request: RunRequest, cancel: threading.Event) -> RunReport:
         return replace(self._honest.run(request, cancel), stdout=b"something else\n")
+
+
+class Crowded:
+    """A gemini-repo-cli that its folder has no room for."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def run(self, request: RunRequest, cancel: threading.Event) -> RunReport:
+        raise OSError(self._number, "staged")
 
 
 def inline(data: bytes) -> Body:
@@ -259,6 +270,15 @@ def test_a_window_is_never_larger_than_what_the_model_was_trained_for() -> None:
     assert make_plan(WORKER, PLAIN, facts, LIMITS).num_ctx == 4096
     assert make_plan(WORKER, PLAIN, replace(facts, context_length=131_072), LIMITS).num_ctx == 8192
     assert make_plan(WORKER, PLAIN, replace(facts, context_length=0), LIMITS).num_ctx == 8192
+
+
+def test_a_full_disk_costs_the_task_no_try_and_a_broken_one_does(place: Workplace) -> None:
+    place.runner = Crowded(errno.ENOSPC)
+    failure = failed(place.attempt(b"hello"))
+    assert failure.error_class is ErrorClass.INPUTS_UNAVAILABLE
+    assert "the disk of this box is full" in failure.message
+    place.runner = Crowded(errno.EIO)
+    assert failed(place.attempt(b"hello")).error_class is ErrorClass.AGENT_ERROR
 
 
 def test_inputs_that_cannot_be_had_have_a_name(place: Workplace) -> None:

@@ -14,6 +14,7 @@ from koubou_agent.inputs import Forget, Inputs, Want
 from koubou_common.messages import BlobChunk, BlobGet
 from koubou_common.messages.limits import CHUNK_BYTES, CHUNKS_OUTSTANDING
 from support.agent_play import a_body
+from support.disks import a_small_disk, files_at_most, remount
 from support.waiting import eventually
 
 
@@ -176,3 +177,46 @@ def test_an_ending_agent_lets_nobody_wait(tmp_path: Path) -> None:
         desk.inputs.close()
         with pytest.raises(InputsMissing):
             asked.result(5)
+
+
+def test_a_full_disk_gets_room_from_what_was_not_used_for_longest(tmp_path: Path) -> None:
+    cache = BlobCache(tmp_path, 1000, 7)
+    for number, data in enumerate((b"aaaa", b"bbbb", b"cccc")):
+        cache.put(data)
+        age(tmp_path, data, 100.0 - number)
+    assert cache.give_way(5)
+    assert [cache.get(sha(data)) is not None for data in (b"aaaa", b"bbbb", b"cccc")] == [False, False, True]
+    assert cache.give_way(5)
+    assert not cache.give_way(5), "nothing is left"
+
+
+def test_an_input_for_which_others_made_room_is_kept(tmp_path: Path) -> None:
+    with a_small_disk(tmp_path / "small", 1 << 20):
+        cache = BlobCache(tmp_path / "small", 1 << 30, 7)
+        old = [bytes([number]) * 200_000 for number in range(5)]
+        for number, data in enumerate(old):
+            cache.put(data)
+            age(tmp_path / "small", data, 100.0 - number)
+        new = b"n" * 300_000
+        cache.put(new)
+        assert cache.get(sha(new)) == new
+        assert [cache.get(sha(data)) is not None for data in old] == [False, False, True, True, True]
+
+
+def test_a_disk_that_takes_nothing_leaves_the_cache_without_it_and_raises_nothing(tmp_path: Path) -> None:
+    cache = BlobCache(tmp_path, 1000, 7)
+    with files_at_most(0):
+        cache.put(b"hello")
+    assert cache.get(sha(b"hello")) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_on_a_disk_that_became_read_only_raises_nothing(tmp_path: Path) -> None:
+    with a_small_disk(tmp_path / "small", 1 << 20):
+        cache = BlobCache(tmp_path / "small", 1000, 7)
+        cache.put(b"hello")
+        remount(tmp_path / "small", "ro")
+        cache.put(b"other")
+        cache.trim()
+        assert not cache.give_way(100)
+        assert cache.get(sha(b"hello")) == b"hello"

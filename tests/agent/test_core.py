@@ -9,6 +9,7 @@ from koubou_agent.core.session import HELLO_AGAIN_S
 from koubou_agent.effects import Effect, Exit, Log, SpoolWrite, StartAttempt, StopAttempt, WipeCaches
 from koubou_common.errors import Code
 from koubou_common.messages import (
+    UNASKED,
     Abort,
     AgentHello,
     Error,
@@ -21,6 +22,7 @@ from koubou_common.messages import (
 from koubou_common.messages.values import AbortReason, AgentHealth, WorkerMode
 from support.agent_play import (
     EPOCH,
+    HEALTHY,
     SESSION,
     WORKER,
     Play,
@@ -118,7 +120,6 @@ def test_heartbeats_come_at_the_pace_of_the_welcome_and_list_what_runs() -> None
     assert sent(play.wait(4.9)) == []
     heartbeat = only(Heartbeat, sent(play.wait(0.2)))
     assert [(item.uid, item.phase, item.tokens) for item in heartbeat.status.running] == [(uid(1), "answering", 42)]
-    assert heartbeat.health is None
     assert heartbeat.status.free_slots == 1
 
 
@@ -131,7 +132,15 @@ def test_the_round_trip_of_a_heartbeat_is_told_with_the_next_one() -> None:
     assert only(Heartbeat, sent(play.wait(5.0))).latency_ms == 250
 
 
-def test_a_change_of_health_is_told_at_once_and_only_once() -> None:
+def test_a_word_of_the_broker_that_answers_no_heartbeat_is_no_round_trip() -> None:
+    play = Play()
+    play.now = 20.0  # a box that was started 20 s ago: its clock is as small as a latency
+    play.welcomed()
+    play.hear(HeartbeatAck(UNASKED, WorkerMode.PAUSED))
+    assert only(Heartbeat, sent(play.wait(5.0))).latency_ms == 0
+
+
+def test_a_change_of_health_is_told_at_once() -> None:
     play = Play()
     play.welcomed()
     ill = AgentHealth(ollama_ok=False, issue="Ollama stopped answering", can_work=False)
@@ -139,6 +148,21 @@ def test_a_change_of_health_is_told_at_once_and_only_once() -> None:
     assert heartbeat.health == ill
     assert heartbeat.status.free_slots == 0
     assert sent(play.core.health(ill, play.now)) == []
+
+
+def test_health_is_told_with_each_heartbeat_until_one_that_tells_it_was_answered() -> None:
+    play = Play()
+    play.welcomed()
+    before = only(Heartbeat, sent(play.wait(5.0)))
+    assert before.health == HEALTHY
+    ill = AgentHealth(ollama_ok=False, issue="Ollama stopped answering", can_work=False)
+    play.now += 1.0
+    only(Heartbeat, sent(play.core.health(ill, play.now)))
+    play.hear(HeartbeatAck(before.sent_ms, WorkerMode.ACTIVE))
+    again = only(Heartbeat, sent(play.wait(5.0)))
+    assert again.health == ill
+    play.hear(HeartbeatAck(again.sent_ms, WorkerMode.ACTIVE))
+    assert only(Heartbeat, sent(play.wait(5.0))).health is None
 
 
 def test_hello_required_is_answered_with_one_hello_a_second() -> None:
@@ -232,7 +256,7 @@ def test_a_releasing_slot_is_not_offered_and_its_freedom_is_told_at_once() -> No
     play = Play()
     play.welcomed(slots=1)
     play.core.releasing(1, play.now)
-    assert play.core.status().free_slots == 0
+    assert (play.core.status().free_slots, play.core.status().releasing) == (0, 1)
     assert none_of(StartAttempt, play.hear(a_dispatch(1)))
     effects = play.core.releasing(0, play.now)
     only(StartAttempt, effects)
@@ -244,7 +268,7 @@ def test_a_draining_worker_hands_back_what_has_not_begun_and_finishes_the_rest()
     play.welcomed(slots=1)
     play.hear(a_dispatch(1))
     play.hear(a_dispatch(2))
-    effects = play.hear(HeartbeatAck(0, WorkerMode.DRAINING))
+    effects = play.hear(HeartbeatAck(UNASKED, WorkerMode.DRAINING))
     assert only(SpoolWrite, effects).outcome.attempt_uid == uid(2)
     assert none_of(StopAttempt, effects)
     assert only(Failure, sent(play.spooled(2))).error_class == "drain"

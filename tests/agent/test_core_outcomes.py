@@ -2,7 +2,7 @@
 
 import itertools
 
-from koubou_agent.core.core import FAREWELL_S, SPOOLED_MOST
+from koubou_agent.core.core import DISK_DOUBT_S, FAREWELL_S, SPOOLED_MOST
 from koubou_agent.core.deliveries import RESEND_CAP_S, RESEND_FIRST_S, REWRITE_S, WINDOW
 from koubou_agent.effects import Exit, SpoolDelete, SpoolWrite, StartAttempt, StopAttempt
 from koubou_common.errors import ErrorClass
@@ -149,8 +149,25 @@ def test_an_outcome_stored_while_in_memory_is_deleted_if_the_disk_took_it_after_
     ended(play, 1)
     play.core.spool_failed(uid(1), "full", play.now)
     only(SpoolDelete, play.hear(ResultStored(uid(1), Disposition.RECORDED)))
-    assert play.core.status().free_slots == 2
+    assert play.core.status().free_slots == 0, "the disk is as full as before"
     assert play.spooled(1) == [SpoolDelete(uid(1))]
+    assert play.core.status().free_slots == 2
+
+
+def test_a_disk_that_refused_an_outcome_gets_no_work_before_it_was_looked_at_again() -> None:
+    play = Play()
+    play.welcomed()
+    ended(play, 1)
+    play.core.spool_failed(uid(1), "full", play.now)
+    play.hear(ResultStored(uid(1), Disposition.RECORDED))
+    assert play.core.next_deadline is not None
+    assert play.core.next_deadline <= play.now + DISK_DOUBT_S
+    said = [m.health.issue for m in sent(play.wait(DISK_DOUBT_S - 1.0)) if isinstance(m, Heartbeat) and m.health]
+    assert set(said) <= {"full"}
+    assert play.core.status().free_slots == 0
+    heartbeat = only(Heartbeat, sent(play.wait(1.0)))
+    assert heartbeat.health is not None
+    assert (heartbeat.health.issue, heartbeat.status.free_slots) == ("", 2)
 
 
 def test_a_spool_that_nobody_empties_stops_the_taking_of_work() -> None:

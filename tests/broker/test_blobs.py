@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from koubou_broker.batches import Claim, Claimed, NewBlob
-from koubou_broker.blobs import PULLS, STALL_S, Ask, Grants, Intake, Keep, Ready, Refuse
+from koubou_broker.blobs import PULLS, PULLS_EACH, STALL_S, Ask, Grants, Intake, Keep, Ready, Refuse
 from koubou_broker.bodies import BodyCache, to_be_inline, without_bytes
 from koubou_broker.core_settings import Limits
 from koubou_broker.effects import Peer
@@ -42,9 +42,9 @@ def asks(data: bytes, *indexes: int, session: int = 1) -> list[Ask]:
     return [Ask(session, BlobGet(a_body(data).sha256, index)) for index in indexes]
 
 
-def begin_pull(intake: Intake, message: Submit, session: int = 1) -> list[object]:
+def begin_pull(intake: Intake, message: Submit, session: int = 1, peer: Peer = MIKA) -> list[object]:
     """Receive a message that names a large body nobody owns, as far as the first pieces asked for."""
-    (claim,) = intake.receive(MIKA, session, message, 0.0)
+    (claim,) = intake.receive(peer, session, message, 0.0)
     assert isinstance(claim, Claim)
     return list(intake.claimed(Claimed(claim.token, ()), 0.0))
 
@@ -157,7 +157,9 @@ def test_a_sender_that_lost_the_body_or_fell_silent_is_told_and_the_next_message
     intake.receive(MIKA, 1, a_submit("second", large=LARGE), 0.0)
     refuse, claim = intake.missing(1, BlobMissing(a_body(LARGE).sha256), 1.0)
     assert isinstance(refuse, Refuse)
-    assert (refuse.error.code, refuse.error.request_id) == (Code.BAD_INPUT, "r-first")
+    # A late answer to what was asked for an earlier message must not refuse this one for good.
+    assert (refuse.error.code, refuse.error.request_id) == (Code.BUSY, "r-first")
+    assert refuse.error.retry_after_s > 0
     assert isinstance(claim, Claim)
     intake.claimed(Claimed(claim.token, ()), 1.0)
     assert intake.tick(1.0 + STALL_S) == []
@@ -169,10 +171,22 @@ def test_a_sender_that_lost_the_body_or_fell_silent_is_told_and_the_next_message
 def test_a_closed_session_is_forgotten_and_its_place_goes_to_who_waits() -> None:
     intake = an_intake()
     for session in range(1, PULLS + 1):
-        assert begin_pull(intake, a_submit(large=LARGE), session) == asks(LARGE, 0, 1, 2, 3, session=session)
+        peer = Peer("k" * 40, f"client_{session}", Role.CLIENT)
+        assert begin_pull(intake, a_submit(large=LARGE), session, peer) == asks(LARGE, 0, 1, 2, 3, session=session)
     assert begin_pull(intake, a_submit(large=LARGE), 99) == []
     assert intake.closed(5, 1.0) == asks(LARGE, 0, 1, 2, 3, session=99)
     assert intake.chunk(5, a_chunk(LARGE, 0), 1.0) == []
+
+
+def test_one_client_leaves_places_for_transfers_to_others() -> None:
+    intake = an_intake()
+    for session in range(1, PULLS_EACH + 1):
+        assert begin_pull(intake, a_submit(large=LARGE), session) == asks(LARGE, 0, 1, 2, 3, session=session)
+    assert begin_pull(intake, a_submit(large=LARGE), 98) == []
+    rin = Peer("r" * 40, "rin", Role.CLIENT)
+    assert begin_pull(intake, a_submit(large=LARGE), 99, rin) == asks(LARGE, 0, 1, 2, 3, session=99)
+    assert intake.closed(99, 1.0) == []
+    assert intake.closed(1, 1.0) == asks(LARGE, 0, 1, 2, 3, session=98)
 
 
 def test_limits_are_named_before_anything_is_pulled() -> None:
@@ -239,3 +253,19 @@ def test_the_cache_forgets_what_was_used_longest_ago() -> None:
     assert cache.get(b"1") == b"aaaa"
     cache.put(b"3", b"cccc")
     assert (cache.get(b"1"), cache.get(b"2"), cache.get(b"3")) == (b"aaaa", None, b"cccc")
+
+
+def test_while_nothing_can_be_written_a_submission_is_judged_without_its_bodies() -> None:
+    intake = an_intake()
+    intake.refusal, intake.is_paused = "the disk is full", True
+    (ready,) = intake.receive(MIKA, 1, a_submit(large=LARGE), 0.0)
+    assert isinstance(ready, Ready)
+    assert ready.blobs == ()
+
+
+def test_the_cache_of_bodies_holds_a_bounded_number_however_small_they_are() -> None:
+    """By bytes alone it would take a million tiny bodies, each with its overhead, and grow for days."""
+    cache = BodyCache(most_bytes=1_000, most_bodies=2)
+    for name in (b"a", b"b", b"c"):
+        cache.put(name, name)
+    assert [cache.get(name) for name in (b"a", b"b", b"c")] == [None, b"b", b"c"]

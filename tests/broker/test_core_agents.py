@@ -5,6 +5,8 @@ from dataclasses import replace
 from koubou_broker.records import Attempt, Parked, TaskProgress, Worker
 from koubou_common.errors import Code, ErrorClass
 from koubou_common.messages import (
+    PROTO_MAX,
+    PROTO_MIN,
     Abort,
     Dispatch,
     Error,
@@ -256,7 +258,7 @@ def test_a_protocol_from_another_time_is_refused_with_both_ranges() -> None:
     play = Play()
     error = refusal(play.join(W1, replace(an_agent_hello(), proto_min=7, proto_max=9)))
     assert error.code is Code.VERSION
-    assert "protocol 1-1" in error.message
+    assert f"protocol {PROTO_MIN}-{PROTO_MAX}" in error.message
     assert "7-9" in error.message
 
 

@@ -71,6 +71,10 @@ def test_every_message_has_its_roles() -> None:
         "Invite",
         "GetKeys",
         "RevokeKey",
+        "MakeBackup",
+        "GetBackupPart",
+        "EndBackup",
+        "GetParked",
     }
     everything = {kind.__name__ for kind in messages.ToBroker.__args__} - {"BlobGet", "BlobChunk", "BlobMissing"}
     assert everything == set().union(*by_role.values())
@@ -219,6 +223,16 @@ def test_a_workers_new_key_ends_the_old_one_with_its_first_hello() -> None:
     effects = play.join(Peer(MINE, "w1", Role.WORKER))
     assert Revoke(an_agent("w1").public_key) in effects
     assert refusal(play.say(an_agent("w1"), messages.Goodbye(messages_status()))).code is Code.NOT_AUTHORISED
+
+
+def test_a_workers_new_key_is_the_newer_one_although_the_clock_was_put_back() -> None:
+    play = a_play()
+    play.join(an_agent("w1"))
+    invited(play, "w1", Role.WORKER)
+    play.now = replace(play.now, wall_ms=play.now.wall_ms - 3_600_000)
+    play.say(replace(TOKEN, name="w1"), Enrol("e", MINE))
+    effects = play.join(Peer(MINE, "w1", Role.WORKER))
+    assert Revoke(an_agent("w1").public_key) in effects
 
 
 def messages_status() -> messages.values.AgentStatus:

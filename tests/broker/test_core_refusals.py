@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from koubou_broker.core import Limits, Rule
+from koubou_broker.effects import Found, Lookup
 from koubou_common.errors import Code
 from koubou_common.messages import Preview, Retry, Submit, Submitted
 from koubou_common.messages.values import Label, Option, TaskSpec
@@ -170,6 +171,19 @@ def test_a_full_disk_refuses_submissions_with_the_reason_and_takes_them_again() 
     assert (error.code, error.message, error.retry_after_s) == (Code.STORE_FULL, "the disk is full", 20.0)
     assert script(play.core.accept_submits()) == ["no alert store_full"]
     assert len(sent(play.submit(a_spec(), key="k"), Submitted)) == 1
+
+
+def test_what_was_looked_up_while_the_disk_was_full_is_not_accepted_by_the_answer() -> None:
+    play = Play()
+    play.submit(a_spec("a"), key="k")
+    play.answering = False
+    play.core.refuse_submits("the disk is full", 20.0)
+    effects = play.submit(a_spec("b"), key="k")
+    (lookup,) = [effect for effect in effects if isinstance(effect, Lookup)]
+    play.core.accept_submits()
+    # Another key has the same hash, say: this one is unknown. Its bodies were not kept when it came.
+    error = refusal(play.core.found(lookup.token, Found(), play.now))
+    assert (error.code, error.message) == (Code.STORE_FULL, "the disk is full")
 
 
 def test_too_many_tasks_in_one_submission_name_the_limit() -> None:

@@ -62,6 +62,22 @@ def test_a_worker_that_cannot_work_gets_nothing_and_says_why() -> None:
     assert len(sent(healed, Dispatch)) == 1
 
 
+def test_a_heartbeat_that_was_overtaken_tells_nothing_of_its_worker_health() -> None:
+    play = Play()
+    hello = an_agent_hello(health=a_health(can_work=False, issue="its disk is full"))
+    play.join(W1, hello)
+    play.submit()
+    assert len(sent(play.say(W1, replace(a_heartbeat(health=a_health()), sent_ms=2_000)), Dispatch)) == 1
+    ill = a_heartbeat(a_status(free=1, last=1), a_health(can_work=False, issue="its disk is full"))
+    for late in (replace(ill, sent_ms=1_000), hello):
+        play.say(W1, late)
+        assert sent(play.submit(), Dispatch) == [], "its slot is taken"
+        play.join(BOSS)
+        assert the(sent(play.say(BOSS, GetStatus("s")), Status)).workers[0].issue == ""
+    play.say(W1, replace(ill, sent_ms=3_000))
+    assert the(sent(play.say(BOSS, GetStatus("s")), Status)).workers[0].issue == "its disk is full"
+
+
 def test_consecutive_failures_cool_a_worker_down_then_one_trial_runs() -> None:
     play = Play(replace(some_settings(a_worker("w1", slots=2)), breaker_failures=2, breaker_cooldown_s=60))
     play.join(W1, an_agent_hello(a_status(free=2)))
@@ -94,7 +110,7 @@ def test_pausing_and_resuming_a_worker() -> None:
     play = a_play()
     play.join(BOSS)
     effects = play.say(BOSS, SetWorkerMode("m", "w1", WorkerMode.PAUSED))
-    assert script(effects) == ["save Worker, Audit", "2 <- Workers"]
+    assert script(effects) == ["save Worker, Audit", "1 <- HeartbeatAck", "2 <- Workers"]
     assert the(saved(effects, Audit)).actor == "boss"
     assert sent(play.submit(), Dispatch) == []
     ack = the(sent(play.say(W1, a_heartbeat()), HeartbeatAck))

@@ -41,6 +41,7 @@ def test_what_is_asked_for_makes_another_digest(other: TaskSpec) -> None:
     [
         replace(BASE, priority=10),
         replace(BASE, deadline_s=9.0),
+        replace(BASE, queue_timeout_s=9.0),
         replace(BASE, custom_id="mine"),
         replace(BASE, out_digest="0" * 64),
     ],

@@ -11,8 +11,10 @@ from alembic.script import ScriptDirectory
 
 from koubou_broker import migrate, migrations
 from koubou_broker.database import open_writer
+from koubou_broker.lookups import read_snapshot
 from koubou_broker.schema import HEAD_REVISION, metadata
-from koubou_common.errors import ConfigError
+from koubou_common.codec import pack
+from koubou_common.errors import ConfigError, KoubouError
 
 
 def query(path: Path, sql: str) -> list[tuple[object, ...]]:
@@ -72,21 +74,45 @@ def test_a_foreign_or_damaged_file_is_refused(tmp_path: Path) -> None:
     damaged.write_bytes(b"no database at all " * 100)
     with pytest.raises(ConfigError, match="not one of Koubou"):
         migrate.prepare(foreign)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(KoubouError, match="is damaged"):
         migrate.prepare(damaged)
 
 
 def test_an_older_database_is_copied_before_it_is_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first release has no older one: the next one is made up here, beside the real migration."""
+    """The next release is made up here, beside the real migrations."""
     path = tmp_path / "koubou.db"
     migrate.prepare(path)
     query(path, "SELECT 1")
     use_made_up_release(tmp_path, monkeypatch, "op.add_column('meta', sa.Column('note', sa.Text()))")
     assert migrate.prepare(path) is True
     assert [name for _, name, *_ in query(path, "PRAGMA table_info(meta)")] == ["key", "value", "note"]
-    copy = tmp_path / "koubou-before-0002.db"
+    copy = tmp_path / "koubou-before-9999.db"
     assert query(copy, "SELECT version_num FROM alembic_version") == [(HEAD_REVISION,)]
     assert copy.stat().st_mode & 0o077 == 0
+
+
+def test_a_task_of_the_first_release_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "koubou.db"
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate, "HEAD_REVISION", "0001")
+        migrate.prepare(path)
+    columns = [(str(name), str(kind)) for _, name, kind, *_ in query(path, "PRAGMA table_info(tasks)")]
+    assert "queue_timeout_s" not in dict(columns)
+    nothing = pack(())
+    values = {"TEXT": "", "FLOAT": None, "BLOB": nothing, "INTEGER": 0, "BOOLEAN": 0}
+    row = {name: values[kind] for name, kind in columns}
+    row |= {"task_id": 7, "state": "queued", "prompt_sha256": bytes(32), "prompt_bytes": 5, "submitted_ms": 1}
+    row |= {"error_class": None, "result_sha256": None, "metrics": None, "generation": 1, "max_attempts": 5}
+    with closing(sqlite3.connect(path)) as database:
+        places = ", ".join(f":{name}" for name in row)
+        database.execute(f"INSERT INTO tasks ({', '.join(row)}) VALUES ({places})", row)
+        database.commit()
+    assert migrate.prepare(path) is True
+    engine = open_writer(path)
+    with engine.begin() as connection:
+        stored = read_snapshot(connection).tasks[0]
+    engine.dispose()
+    assert (stored.task.task_id, stored.task.queue_timeout_s, stored.progress.error_cause) == (7, None, None)
 
 
 def test_a_migration_that_fails_half_way_leaves_the_database_as_it_was(
@@ -117,11 +143,11 @@ def use_made_up_release(root: Path, monkeypatch: pytest.MonkeyPatch, upgrade: st
     (folder / "env.py").write_text((real / "env.py").read_text())
     for script in (real / "versions").glob("0*.py"):
         (folder / "versions" / script.name).write_text(script.read_text())
-    (folder / "versions" / "0002_made_up.py").write_text(
-        f"import sqlalchemy as sa\nfrom alembic import op\nrevision = '0002'\ndown_revision = '{HEAD_REVISION}'\n"
+    (folder / "versions" / "9999_made_up.py").write_text(
+        f"import sqlalchemy as sa\nfrom alembic import op\nrevision = '9999'\ndown_revision = '{HEAD_REVISION}'\n"
         f"def upgrade():\n    {upgrade}\n"
     )
-    monkeypatch.setattr(migrate, "HEAD_REVISION", "0002")
+    monkeypatch.setattr(migrate, "HEAD_REVISION", "9999")
     monkeypatch.setattr(migrate, "_scripts", lambda: folder)
 
 

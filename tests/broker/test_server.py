@@ -173,12 +173,13 @@ def test_an_inline_body_is_checked_against_its_name(tmp_path: Path, body: Body, 
             assert fault in error.message
 
 
-def test_a_body_that_the_sender_no_longer_has_refuses_the_request(tmp_path: Path) -> None:
+def test_a_body_that_the_sender_no_longer_has_puts_the_request_off(tmp_path: Path) -> None:
     with a_broker(tmp_path) as play, play.operator() as client:
         client.say(Submit("r", "k", (a_spec(b"one", {"gone.txt": b"1" * 5_000}, inline=False),)))
         asked = client.next(BlobGet)
         client.say(BlobMissing(asked.sha256))
-        assert client.next(Error).code is Code.BAD_INPUT
+        error = client.next(Error)
+        assert (error.code, error.request_id, error.retry_after_s > 0) == (Code.BUSY, "r", True)
         client.submit(a_spec(), key="k2")
 
 

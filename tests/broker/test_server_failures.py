@@ -2,47 +2,61 @@
 
 import itertools
 import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, Engine, event
 
+from koubou_broker import disk_watch, turns
 from koubou_broker import server as server_module
-from koubou_broker import turns
 from koubou_common.errors import Code
+from koubou_common.keys import new_key_pair
 from koubou_common.messages import (
     BlobChunk,
     BlobGet,
     ClientHello,
+    ClientWelcome,
     Dispatch,
+    Enrol,
+    Enrolled,
     Error,
     GetResult,
     GetStatus,
+    GetStory,
     GetTasks,
     Heartbeat,
     HeartbeatAck,
+    Invite,
+    Invited,
     Keys,
+    Preview,
     ResultStored,
     RevokeKey,
     Status,
+    Story,
     Submit,
     Submitted,
     TaskResult,
     Tasks,
     Welcome,
 )
-from koubou_common.messages.values import Disposition, Role, TaskState
+from koubou_common.messages.values import AttemptState, Disposition, Role, TaskRef, TaskState
 from support.broker_play import (
+    BROKER,
     BrokerPlay,
     Peer,
     a_broker,
+    a_configuration,
     a_result,
     a_spec,
     a_status,
     an_agent_hello,
+    serve_chunk,
 )
+from support.disks import files_at_most
 from support.waiting import eventually
 
 PAGES_MAX = 1_073_741_823  # SQLite's own limit
@@ -51,7 +65,7 @@ PAGES_MAX = 1_073_741_823  # SQLite's own limit
 @pytest.fixture(autouse=True)
 def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "CHECK_S", 0.1)
-    monkeypatch.setattr(server_module, "FULL_PAUSE_S", (0.1, 0.4))
+    monkeypatch.setattr(disk_watch, "PAUSE_S", (0.1, 0.4))
 
 
 def writer_of(play: BrokerPlay) -> Engine:
@@ -171,6 +185,101 @@ def _submitted(client: Peer) -> Submitted | None:
     return None
 
 
+def test_while_nothing_can_be_stored_what_was_accepted_is_known_and_nothing_new_is_begun(tmp_path: Path) -> None:
+    large = b"p" * 300_000
+    with a_broker(tmp_path) as play, play.operator() as client:
+        first = client.submit(a_spec(), key="k1").tasks[0].task_id
+        pulled = a_spec(b"p", {"f": large}, inline=False)
+        client.say(Submit("r2", "large", (pulled,)))
+        serve_chunk(client, large)
+        second = client.next(Submitted).tasks[0].task_id
+        with files_at_most(0):
+            client.say(Submit("r3", "k3", (a_spec(),)))
+            hello_again(client)
+            # Told again, although neither a claim can be written nor a body pulled: it was accepted.
+            assert client.ask(Submit("r4", "k1", (a_spec(),)), Submitted).tasks[0] == TaskRef(
+                first, TaskState.QUEUED, existing=True
+            )
+            assert client.ask(Submit("r5", "large", (pulled,)), Submitted).tasks[0].task_id == second
+            for key, spec in (("k3", a_spec()), ("k4", a_spec(b"q", {"g": large[1:]}, inline=False))):
+                refused = client.ask(Submit(f"r-{key}", key, (spec,)), Error)
+                assert (refused.code, refused.request_id) == (Code.STORE_FULL, f"r-{key}")
+            # The bodies of a first part would be lost: it is sent again later.
+            parts = client.ask(Submit("r6", "k6", (a_spec(),), part=0, parts=2), Error)
+            assert (parts.code, parts.retry_after_s > 0) == (Code.BUSY, True)
+            assert client.ask(Submit("dry", "k9", (a_spec(),), dry_run=True), Preview).request_id == "dry"
+            assert (
+                client.ask(Invite("i", "rin", Role.CLIENT, new_key_pair().public, 60.0), Error).code is Code.STORE_FULL
+            )
+            assert client.drain(0.1) == []
+            assert not play.stopped
+        taken = eventually(lambda: _submitted(client), what="submissions are taken again")
+        assert taken
+
+
+def test_a_change_that_cannot_wait_holds_up_all_that_comes_after_it(tmp_path: Path) -> None:
+    with a_broker(tmp_path) as play, play.operator() as client:
+        invitation, own = new_key_pair(), new_key_pair()
+        client.ask(Invite("i", "rin", Role.CLIENT, invitation.public, 60.0), Invited)
+        with play.peer(invitation) as guest:
+            guest.ask(Enrol("e", own.public), Enrolled)
+        with play.peer(own) as rin:
+            with files_at_most(0):
+                client.say(Submit("r", "k", (a_spec(),)))
+                hello_again(client)
+                # Its first hello ends the enrolment key: a change, which has to be stored before it is answered.
+                rin.say(ClientHello(1, 1, "test"))
+                assert rin.drain(0.5) == []
+                client.say(GetStatus("s"))
+                assert client.drain(0.3) == [], "whatever is said now would rest on it"
+            rin.next(ClientWelcome)
+            client.next(Status)
+
+
+def test_a_read_only_disk_is_waited_for_like_a_full_one(tmp_path: Path) -> None:
+    with a_broker(tmp_path) as play, play.operator() as client, play.agent() as agent:
+        task_id = client.submit(a_spec()).tasks[0].task_id
+        attempt = agent.next(Dispatch)
+        fault = FaultyDisk(play, "", sqlite3.SQLITE_READONLY)
+        agent.say(a_result(attempt.attempt_uid))
+        assert agent.next(Error).code is Code.HELLO_REQUIRED
+        hello_again(client)
+        assert client.ask(GetTasks("g", (task_id,)), Tasks).tasks[0].state is TaskState.RUNNING
+        agent.say(an_agent_hello(a_status(spooled=(attempt.attempt_uid,))))
+        agent.say(a_result(attempt.attempt_uid, last=0))
+        heard = [getattr(one, "code", one) for one in agent.drain(0.3)]
+        assert heard == [Code.HELLO_REQUIRED], "it hears no welcome, and keeps its result"
+        fault.is_on = False
+
+        def welcomed() -> bool:
+            agent.say(an_agent_hello(a_status(spooled=(attempt.attempt_uid,))))
+            return any(isinstance(one, Welcome) for one in agent.drain(0.2))
+
+        eventually(welcomed)
+        assert agent.ask(a_result(attempt.attempt_uid, last=0), ResultStored).disposition is Disposition.RECORDED
+        assert client.ask(GetTasks("g", (task_id,)), Tasks).tasks[0].state is TaskState.SUCCEEDED
+
+
+def test_leases_do_not_run_while_the_disk_takes_nothing(tmp_path: Path) -> None:
+    configuration = a_configuration(broker=f"{BROKER}lease_s: 2\nheartbeat_s: 0.5\n")
+    with a_broker(tmp_path, configuration) as play, play.operator() as client, play.agent() as agent:
+        client.submit(a_spec())
+        attempt = agent.next(Dispatch)
+        with files_at_most(0):
+            client.say(Submit("r", "k", (a_spec(),)))
+            hello_again(client)
+            time.sleep(3.0)  # longer than a lease: nothing can be waited for, nothing is to happen
+
+        def welcomed() -> bool:
+            agent.say(an_agent_hello(a_status((attempt.attempt_uid,))))
+            return any(isinstance(one, Welcome) for one in agent.drain(0.2))
+
+        eventually(welcomed)
+        story = client.ask(GetStory("g", attempt.task_id), Story)
+        assert [one.state for one in story.attempts] == [AttemptState.RUNNING]
+        assert [one.after for one in story.events] == [TaskState.QUEUED, TaskState.RUNNING], "it ran all the time"
+
+
 def test_a_submission_that_cannot_be_stored_is_put_aside_and_all_others_go_on(tmp_path: Path) -> None:
     with a_broker(tmp_path) as play, play.operator() as client, play.peer(play.enrol("rin", Role.CLIENT)) as other:
         other.hello()
@@ -219,6 +328,15 @@ def test_after_an_io_error_nothing_is_told_and_the_broker_ends(tmp_path: Path) -
         assert client.drain(0.1) == []
     with a_broker(tmp_path) as play, play.operator() as client:
         assert client.submit(a_spec()).tasks[0].existing is False
+
+
+def test_a_broker_that_was_replaced_ends_although_it_has_nothing_to_write(tmp_path: Path) -> None:
+    with a_broker(tmp_path) as play, play.operator():
+        eventually(lambda: play.server._conductor.is_settled)
+        with closing(sqlite3.connect(play.server._machine.database)) as other, other:
+            other.execute("UPDATE meta SET value = value + 1 WHERE key = 'epoch'")
+        stop = eventually(lambda: play.stopped)[0]
+        assert "another broker" in str(stop)
 
 
 def test_a_broker_whose_access_control_died_ends(tmp_path: Path) -> None:

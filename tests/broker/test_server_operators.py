@@ -62,8 +62,9 @@ def test_a_paused_or_draining_worker_gets_nothing_new_and_finishes_what_it_has(t
             second = operator.submit(a_spec(), key=f"second-{mode}").tasks[0].task_id
             agent.heard.insert(0, dispatch)
             assert work_one(agent).task_id == first
+            agent.drain()
             acked = agent.ask(Heartbeat(1, 0, a_status(last=2 * number + 1), None), HeartbeatAck)
-            assert acked.mode is mode
+            assert (acked.sent_ms, acked.mode) == (1, mode)
             assert not [one for one in agent.drain() if isinstance(one, Dispatch)]
             view = operator.ask(GetTasks("g", (second,)), Tasks).tasks[0]
             assert (view.state, str(mode) in view.waiting_for) == (TaskState.QUEUED, True)

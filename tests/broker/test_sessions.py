@@ -7,7 +7,7 @@ import pytest
 from koubou_broker.sessions import NoSuchPeerError, PeerFullError, Sessions
 from koubou_common.codec import decode
 from koubou_common.messages import Error, FromBroker, Keys, Message, Preview, Removed, Status, Workers
-from koubou_common.messages.limits import PART_TASKS
+from koubou_common.messages.limits import PART_TASKS, QUEUE_BYTES
 from koubou_common.messages.values import (
     AlertView,
     Candidate,
@@ -50,6 +50,7 @@ def a_plan() -> Plan:
     return Plan(LONG * 255, 2**53, LONG * 2_000, (candidate,) * 8, LONG * 2_000)
 
 
+A_KEY = KeyView("n" * 64, Role.OPERATOR, "k" * 40, 2**53, 2**53, True, 2**53)
 WORKERS = tuple(a_worker(nth) for nth in range(500))
 ALERTS = tuple(AlertView(f"silent:{nth}".ljust(64, "x"), LONG * 2_000, 2**53) for nth in range(100))
 
@@ -133,3 +134,75 @@ def test_who_was_silent_longest_is_forgotten_when_there_are_too_many() -> None:
     _, forgotten = sessions.heard(b"3", "k" * 40)
     assert forgotten == [second.number]
     assert len(sessions) == 2
+
+
+def test_who_does_not_read_is_given_up_and_told_so_when_it_reads_again() -> None:
+    wire = Wire()
+    sessions = Sessions(1, wire)
+    session, _ = sessions.heard(b"r", "k" * 40)
+    session.is_greeted = True
+    wire.fault = PeerFullError()
+    over: list[int] = []
+    sent = 0
+    while not over:
+        sessions.send(session, Keys("r1", (A_KEY,) * 500))
+        sent += 1
+        over = sessions.flush()
+    assert over == [session.number]
+    assert sessions.get(session.number) is None
+    assert sent * 60_000 > QUEUE_BYTES / 2
+    wire.fault = None
+    assert sessions.flush() == []
+    assert [one.code for one in wire.messages() if isinstance(one, Error)] == ["hello_required"]
+    assert len(wire.frames) == 1
+    again, _ = sessions.heard(b"r", "k" * 40)
+    assert again.number != session.number
+    assert not again.is_greeted
+    assert sessions._queued == {}
+
+
+def test_many_small_messages_count_for_what_they_take() -> None:
+    wire = Wire()
+    sessions = Sessions(1, wire)
+    session, _ = sessions.heard(b"r", "k" * 40)
+    wire.fault = PeerFullError()
+    count = 0
+    while not sessions.flush():
+        for _ in range(100):
+            sessions.send(session, Removed())
+        count += 100
+    assert count * 512 < 2 * QUEUE_BYTES
+
+
+def test_the_queues_of_one_key_have_a_bound_together_and_the_longest_goes_first() -> None:
+    wire = Wire()
+    sessions = Sessions(1, wire)
+    wire.fault = PeerFullError()
+    mine = [sessions.heard(b"%d" % nth, "k" * 40)[0] for nth in range(10)]
+    other, _ = sessions.heard(b"x", "o" * 40)
+    message = Keys("r1", (A_KEY,) * 4_000)
+    over: list[int] = []
+    while not over:
+        for session in (*mine, mine[3], other):
+            if session.queued_bytes < QUEUE_BYTES - 1_000_000:
+                sessions.send(session, message)
+        over = sessions.flush()
+        assert sum(session.queued_bytes for session in mine) < 6 * QUEUE_BYTES
+    assert over == [mine[3].number]
+    assert sessions.get(other.number) is other
+
+
+def test_one_key_opens_no_more_sessions_than_it_may() -> None:
+    sessions = Sessions(1, Wire(), most_each=2)
+    first, _ = sessions.heard(b"1", "k" * 40)
+    other, _ = sessions.heard(b"2", "o" * 40)
+    second, _ = sessions.heard(b"3", "k" * 40)
+    first.is_greeted = True
+    sessions.heard(b"1", "k" * 40)
+    _, forgotten = sessions.heard(b"4", "k" * 40)
+    assert forgotten == []
+    assert sessions.get(second.number) is None
+    _, forgotten = sessions.heard(b"5", "k" * 40)
+    assert forgotten == [first.number]
+    assert sessions.get(other.number) is other
+    assert len(sessions) == 3

@@ -46,7 +46,7 @@ def test_what_is_stored_comes_back_in_a_snapshot(path: Path) -> None:
                 (
                     a_principal(),
                     a_worker(),
-                    a_task(files=(b"one", b"two")),
+                    a_task(files=(b"one", b"two"), queue_timeout_s=90.0),
                     a_progress(state=TaskState.RUNNING, attempts=1, deaths=("w/b",), excluded=("w2",)),
                     submission,
                     an_attempt(),
@@ -60,7 +60,7 @@ def test_what_is_stored_comes_back_in_a_snapshot(path: Path) -> None:
         snapshot = play.snapshot()
     assert snapshot.tasks == (
         StoredTask(
-            a_task(files=(b"one", b"two")),
+            a_task(files=(b"one", b"two"), queue_timeout_s=90.0),
             a_progress(state=TaskState.RUNNING, attempts=1, deaths=("w/b",), excluded=("w2",)),
         ),
     )
@@ -88,10 +88,15 @@ def test_several_changes_of_one_task_in_one_transaction_leave_the_last(path: Pat
         play.write(
             a_submitted_task(),
             Entry((a_progress(state=TaskState.RUNNING, attempts=1), an_attempt())),
-            Entry((an_attempt(state=AttemptState.LOST), a_progress(attempts=1, infra_failures=1))),
+            Entry(
+                (
+                    an_attempt(state=AttemptState.LOST),
+                    a_progress(attempts=1, infra_failures=1, error_cause=ErrorClass.AGENT_LOST),
+                )
+            ),
         )
         snapshot = play.snapshot()
-    assert snapshot.tasks[0].progress == a_progress(attempts=1, infra_failures=1)
+    assert snapshot.tasks[0].progress == a_progress(attempts=1, infra_failures=1, error_cause=ErrorClass.AGENT_LOST)
     assert snapshot.attempts == (an_attempt(state=AttemptState.LOST),)
 
 

@@ -127,7 +127,7 @@ def test_an_agent_found_alive_did_not_die() -> None:
     task = a_task()
     charge(task, ErrorClass.AGENT_LOST, "w1", "b1")
     forgive(task, "w1", "b1")
-    assert task.deaths == ()
+    assert (task.deaths, task.error_cause) == ((), None)
 
 
 def test_a_drain_is_no_death() -> None:

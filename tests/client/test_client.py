@@ -1,6 +1,8 @@
 """The Python client against a broker by hand: futures, results, restarts."""
 
+import gc
 import json
+import weakref
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures import as_completed
 from pathlib import Path
@@ -257,8 +259,50 @@ def test_a_status_is_told(workshop: FakeWorkshop, client: Client) -> None:
     assert json.dumps(status.version)
 
 
+def test_a_wish_that_an_older_broker_would_pass_over_in_silence_is_refused(
+    workshop: FakeWorkshop, client: Client
+) -> None:
+    workshop.proto = 1
+    with pytest.raises(KoubouError, match="knows no queue time limit") as caught:
+        client.submit("hurry", queue_timeout_s=60.0)
+    assert caught.value.code is Code.VERSION
+    assert workshop.heard(Submit) == []
+    client.submit("take your time")
+    assert len(workshop.heard(Submit)) == 1
+
+
 def test_watches_end_with_their_tasks(workshop: FakeWorkshop, client: Client) -> None:
     future = client.submit("one")
     workshop.succeed(future.id)
     future.result(LONG_S)
     eventually(lambda: not client.connection._watches, what="the watch is over")
+
+
+def test_what_has_ended_and_nobody_holds_is_forgotten(workshop: FakeWorkshop, client: Client) -> None:
+    """A program that runs for months must not keep every output it ever got."""
+    futures = [client.submit(f"task {number}") for number in range(3)]
+    ids = [future.id for future in futures]
+    for task_id in ids:
+        workshop.succeed(task_id)
+    assert len(client.wait(ids, timeout_s=LONG_S)) == 3
+    held = weakref.ref(futures[0])
+    assert client.futures(ids) == futures, "while somebody holds them they are the same"
+    futures.clear()
+    gc.collect()
+    assert held() is None
+    assert [future.result(LONG_S).task.task_id for future in client.futures(ids)] == ids
+
+
+def test_a_task_whose_future_only_the_connection_ended_can_be_waited_for_again(
+    workshop: FakeWorkshop, client: Client
+) -> None:
+    client.connection._outage_timeout_s = 0.3
+    task_id = client.submit("patient").id
+    workshop.await_heard(Watch)
+    workshop.kill()
+    with pytest.raises(KoubouError):
+        client.futures([task_id])[0].result(LONG_S)
+    workshop.revive()
+    eventually(lambda: client.connection._was_connected, LONG_S, "it is connected again")
+    workshop.succeed(task_id, b"there after all")
+    assert client.futures([task_id])[0].result(LONG_S).text == "there after all"

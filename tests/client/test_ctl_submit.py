@@ -77,7 +77,8 @@ def test_every_option_reaches_the_broker(ctl: Ctl, workshop: FakeWorkshop) -> No
         *("submit", "doc it", "-f", "src/a.py", "-o", "docs/a.md", "-t", "A.md", "-m", "m:1b", "-p", "low"),
         *("--type", "doc", "--repo", "mine", "--worker", "lan_001", "--label", "gpu=3090", "--min-context", "8192"),
         *("--option", "temperature=0.2", "--option", "stop=END", "--option", "seed=7", "--timeout", "10m"),
-        *("--deadline", "2h", "--max-attempts", "3", "--strict-output", "--idempotency-key", "k-1"),
+        *("--deadline", "2h", "--queue-timeout", "90s", "--max-attempts", "3", "--strict-output"),
+        *("--idempotency-key", "k-1"),
     )
     assert ran.code == 0, ran.err
     sent = workshop.heard(Submit)[0]
@@ -89,7 +90,7 @@ def test_every_option_reaches_the_broker(ctl: Ctl, workshop: FakeWorkshop) -> No
     assert (spec.model, spec.priority, spec.task_type, spec.repo) == ("m:1b", 2, "doc", "mine")
     assert (spec.worker, spec.labels, spec.min_context) == ("lan_001", (Label("gpu", "3090"),), 8192)
     assert spec.options == (Option("seed", 7), Option("stop", ("END",)), Option("temperature", 0.2))
-    assert (spec.timeout_s, spec.deadline_s, spec.max_attempts) == (600.0, 7200.0, 3)
+    assert (spec.timeout_s, spec.deadline_s, spec.queue_timeout_s, spec.max_attempts) == (600.0, 7200.0, 90.0, 3)
     assert spec.strict_output
 
 
@@ -272,7 +273,7 @@ def test_a_failed_task_in_json_is_data_and_error(ctl: Ctl, workshop: FakeWorksho
     workshop.on_submit = failing(ErrorClass.CUT_OUTPUT, "4096 tokens")
     ran = ctl("submit", "x", "--wait", "--json")
     assert ran.code == 1
-    assert ran.data["error"] == {"class": "cut_output", "message": "4096 tokens"}
+    assert ran.data["error"] == {"class": "cut_output", "cause": None, "message": "4096 tokens"}
     assert ran.error["code"] == "task_failed"
 
 

@@ -62,6 +62,7 @@ def test_every_field_reaches_the_broker(ctl: Ctl, workshop: FakeWorkshop) -> Non
         "min_context": 8192,
         "timeout": 600,
         "deadline": 7200.5,
+        "queue_timeout": 90,
         "max_attempts": 3,
         "strict_output": True,
     }
@@ -73,7 +74,8 @@ def test_every_field_reaches_the_broker(ctl: Ctl, workshop: FakeWorkshop) -> Non
     assert (spec.model, spec.priority, spec.task_type, spec.repo, spec.worker) == ("m:1b", 8, "doc", "mine", "lan_001")
     assert (spec.labels, spec.min_context) == ((Label("gpu", "3090"),), 8192)
     assert spec.options == (Option("stop", ("END",)), Option("temperature", 0.2))
-    assert (spec.timeout_s, spec.deadline_s, spec.max_attempts, spec.strict_output) == (600.0, 7200.5, 3, True)
+    assert (spec.timeout_s, spec.deadline_s, spec.queue_timeout_s) == (600.0, 7200.5, 90.0)
+    assert (spec.max_attempts, spec.strict_output) == (3, True)
 
 
 def test_options_of_the_command_hold_where_a_line_says_nothing_else(ctl: Ctl, workshop: FakeWorkshop) -> None:
@@ -189,7 +191,7 @@ def test_waiting_in_json_prints_a_line_per_task_as_they_end(ctl: Ctl, workshop: 
     results = {task["custom_id"]: task for task in (json.loads(line)["data"] for line in ran.out.splitlines())}
     assert results["A"]["output"] == "answer to a"
     assert (results["A"]["batch"], results["A"]["state"]) == ("b12", "succeeded")
-    assert results["F"]["error"] == {"class": "empty_output", "message": ""}
+    assert results["F"]["error"] == {"class": "empty_output", "cause": None, "message": ""}
     assert results["F"]["output"] is None
 
 

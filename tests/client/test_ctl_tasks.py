@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -294,6 +295,23 @@ def test_show_tells_the_whole_story(ctl: Ctl, workshop: FakeWorkshop, batch: lis
     assert data["task"]["error"]["class"] == "timeout"
     assert [attempt["worker"] for attempt in data["attempts"]] == ["lan_001", "lan_002"]
     assert [event["after"] for event in data["events"]] == ["queued", "running"]
+
+
+def test_show_says_by_when_a_task_has_to_begin_until_it_has(ctl: Ctl, workshop: FakeWorkshop, batch: list[int]) -> None:
+    ctl("submit", "alone")
+    soon_ms = int(time.time() * 1_000)
+    workshop.edit(145, queue_timeout_s=600.0, submitted_ms=soon_ms)
+    assert "Begins     within 9 m 5" in ctl("show", "145").out
+    workshop.edit(145, attempts=1)
+    assert "Begins" not in ctl("show", "145").out
+
+
+def test_a_task_in_json_names_the_cause_of_its_end(ctl: Ctl, workshop: FakeWorkshop, batch: list[int]) -> None:
+    workshop.fail(142, ErrorClass.ATTEMPTS_EXHAUSTED)
+    workshop.edit(142, error_cause=ErrorClass.STALLED)
+    error = ctl("show", "b12", "--json").data[0]["error"]
+    assert (error["class"], error["cause"]) == ("attempts_exhausted", "stalled")
+    assert "every attempt failed; the last: the answer stopped coming" in ctl("show", "b12").out
 
 
 def test_show_of_a_batch_lists_its_tasks(ctl: Ctl, workshop: FakeWorkshop, batch: list[int]) -> None:

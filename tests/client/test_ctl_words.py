@@ -122,6 +122,24 @@ def test_every_class_of_failure_has_words_and_a_remedy(error_class: ErrorClass) 
     assert "{" not in error.hint
 
 
+def test_a_task_that_used_up_its_attempts_says_why_and_what_mends_that() -> None:
+    task = a_view(
+        7,
+        state=TaskState.FAILED,
+        error_class=ErrorClass.ATTEMPTS_EXHAUSTED,
+        error_cause=ErrorClass.OLLAMA_UNREACHABLE,
+        error_message="5 attempts failed; the last: ollama_unreachable: connection refused",
+    )
+    error = failure_of(task)
+    assert "(attempts_exhausted): every attempt failed; the last: Ollama did not answer on the worker" in error.message
+    assert error.hint == "start it there: ollama serve"
+
+
+def test_a_task_that_missed_its_deadline_keeps_the_deadlines_remedy() -> None:
+    task = a_view(7, state=TaskState.FAILED, error_class=ErrorClass.DEADLINE, error_cause=ErrorClass.OLLAMA_UNREACHABLE)
+    assert failure_of(task).hint == "allow more with --deadline"
+
+
 def test_a_cancelled_task_says_how_to_open_it_again() -> None:
     error = failure_of(a_view(7, state=TaskState.CANCELLED, error_message="cancelled by mika"))
     assert error.message == "task 7 was cancelled: cancelled by mika"

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from koubou_common import messages
 from koubou_common.codec import DecodeError, EncodeError, decode, encode, pack, type_name, unpack
-from koubou_common.messages import BlobChunk, Error, Heartbeat, Submit
+from koubou_common.errors import Category, ErrorClass, category_of
+from koubou_common.messages import BlobChunk, Error, Failure, Heartbeat, HeartbeatAck, Submit
 from koubou_common.messages.limits import MESSAGE_BYTES, Between, Chars, Count, Size
-from koubou_common.messages.values import AgentStatus, Body, File, Label, Option, TaskSpec
+from koubou_common.messages.values import AgentStatus, Body, File, Label, Metrics, Option, TaskSpec, WorkerMode
 
 CLASSES = typing.get_args(messages.Message)
 BODY = Body(bytes(32), 5, b"hello")
@@ -155,6 +156,20 @@ def test_nan_and_infinity_are_refused() -> None:
 
 def test_unknown_fields_of_a_newer_peer_are_ignored() -> None:
     assert decode(altered(novelty=[1, 2, {"deep": True}])).message == a_submit()
+
+
+def test_an_error_class_of_a_newer_peer_is_one_that_is_known_and_other_words_are_not() -> None:
+    """An agent repeats a failure until it is stored: what is dropped would hold its task for ever."""
+    failure = Failure("0" * 32, ErrorClass.STALLED, "it hung", Metrics(), "", AgentStatus())
+    fields = msgpack.unpackb(encode(failure))
+    read = decode(msgpack.packb({**fields, "error_class": "ray_from_space"})).message
+    assert read == dataclasses.replace(failure, error_class=ErrorClass.OTHER)
+    assert category_of(ErrorClass.OTHER) is Category.TRANSIENT
+    with pytest.raises(DecodeError, match="error_class"):
+        decode(msgpack.packb({**fields, "error_class": 7}))
+    ack = msgpack.unpackb(encode(HeartbeatAck(0, WorkerMode.ACTIVE)))
+    with pytest.raises(DecodeError, match="'asleep' is none of active"):
+        decode(msgpack.packb({**ack, "mode": "asleep"}))
 
 
 def test_a_message_over_the_limit_is_refused_on_both_sides() -> None:

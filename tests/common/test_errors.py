@@ -8,6 +8,7 @@ from koubou_common.errors import Category, ErrorClass, category_of
 from support.house import package_folders
 
 PRODUCERS = ("koubou_agent", "koubou_broker")
+READ_ONLY = ErrorClass.OTHER  # what the codec makes of a newer release's word
 
 
 def named() -> set[str]:
@@ -16,7 +17,7 @@ def named() -> set[str]:
     return {found for file in files for found in re.findall(r"ErrorClass\.([A-Z_]+)\b", file.read_text("utf-8"))}
 
 
-@pytest.mark.parametrize("error_class", ErrorClass)
+@pytest.mark.parametrize("error_class", [one for one in ErrorClass if one is not READ_ONLY])
 def test_every_class_is_given_by_agent_or_broker(error_class: ErrorClass) -> None:
     assert error_class.name in named()
 

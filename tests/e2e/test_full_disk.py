@@ -65,9 +65,10 @@ def test_a_disk_that_is_nearly_full_refuses_tasks_before_it_is(
     more_than_any_disk = shutil.disk_usage(home).total + 1
     with Site(home, cli_python) as site:
         site.open([WORKER], broker=f"{QUICK}disk: {{reserve_bytes: 0, min_free_bytes: {more_than_any_disk}}}\n")
-        ran = site.ctl("submit", "Explain")
+        ran = site.ctl("submit", "--patience", "0", "Explain")
         assert (slug(ran), ran.code) == ("store-full", 7)
         assert "min_free_bytes" in ran.err
+        assert "try again in 5 s" in ran.err
         assert on_record(site) == []
         assert site.ctl("status").code == 0
 
@@ -83,7 +84,7 @@ def fill(site: Site, prompt_bytes: int, accepted: list[int]) -> Ran:
 
 
 def submit(site: Site, prompt_bytes: int) -> Ran:
-    return site.ctl("submit", "-", stdin=secrets.token_hex(prompt_bytes // 2).encode())
+    return site.ctl("submit", "--patience", "0", "-", stdin=secrets.token_hex(prompt_bytes // 2).encode())
 
 
 def on_record(site: Site) -> list[int]:

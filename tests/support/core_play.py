@@ -82,6 +82,7 @@ def a_spec(
     min_context: int = 0,
     task_type: str = "general",
     deadline_s: float | None = None,
+    queue_timeout_s: float | None = None,
     max_attempts: int | None = None,
     target: str = "",
 ) -> TaskSpec:
@@ -97,6 +98,7 @@ def a_spec(
         min_context=min_context,
         task_type=task_type,
         deadline_s=deadline_s,
+        queue_timeout_s=queue_timeout_s,
         max_attempts=max_attempts,
         target=target,
     )
@@ -301,6 +303,10 @@ class Play:
         """A new session with its hello."""
         default = an_agent_hello() if peer.role is Role.WORKER else ClientHello(1, 1, "koubou-ctl 0")
         return self.say(peer, hello or default, self._new_session(peer))
+
+    def step(self, effects: list[Effect]) -> list[Effect]:
+        """A step that was taken with the core itself: checked, stored, made durable as any other."""
+        return self._done(effects)
 
     def session_of(self, peer: Peer) -> int:
         """The peer's latest session."""

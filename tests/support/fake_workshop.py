@@ -17,6 +17,7 @@ from koubou_common.errors import Code, ErrorClass
 from koubou_common.home import Home
 from koubou_common.keys import write_key_pair
 from koubou_common.messages import (
+    PROTO_MAX,
     BlobChunk,
     BlobGet,
     BlobMissing,
@@ -77,6 +78,7 @@ class FakeWorkshop:
         self.pair = self.door.enrol("mika", Role.CLIENT)
         self.epoch = 5
         self.prompt_bytes = PROMPT_BYTES
+        self.proto = PROTO_MAX
         self.received: list[Message] = []
         self.tasks: dict[int, TaskView] = {}
         self.specs: dict[int, TaskSpec] = {}
@@ -220,7 +222,7 @@ class FakeWorkshop:
         if isinstance(message, ClientHello):
             self._sessions.add(sender)
             limits = (self.prompt_bytes, FILE_BYTES, TASK_BYTES, TASK_FILES)
-            self._say(sender, ClientWelcome(1, len(self._sessions), "mika", Role.CLIENT, *limits))
+            self._say(sender, ClientWelcome(self.proto, len(self._sessions), "mika", Role.CLIENT, *limits))
         elif isinstance(message, BlobChunk):
             self._take_chunk(sender, message)
         elif isinstance(message, BlobGet):

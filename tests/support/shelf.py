@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 
+from koubou_broker.batches import NewBlob, Quarantined
 from koubou_broker.effects import (
     CountStates,
     FindAttempt,
     FindMarks,
+    FindParked,
     FindStory,
     FindSubmission,
     FindTasks,
     Found,
+    Loss,
+    Peer,
     Query,
     Snapshot,
     StoredTask,
@@ -28,12 +32,24 @@ from koubou_broker.records import (
     Worker,
     WorkerMetric,
 )
+from koubou_broker.transaction import OWNED_BYTES
+from koubou_common.messages.limits import CHUNK_BYTES, PAGE_PARKED
+from koubou_common.messages.values import AttemptState, Role
 
 
 class Shelf:
     """A store in memory: applies Saves, keeps the laws a database would keep, answers Lookups."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_bodies: bool = False) -> None:
+        """`keeps_bodies`: what a task or a result names must be there, as in the database."""
+        self.keeps_bodies = keeps_bodies
+        #: `epoch`, and the floors under the numbers to give out next
+        self.meta: dict[str, int] = {}
+        self.blobs: dict[bytes, bytes] = {}
+        self.owners: set[tuple[str, bytes]] = set()
+        #: which task names, or named, which body: an output stays its task's when a retry brings another
+        self.refs: dict[int, set[bytes]] = {}
+        self.quarantined: list[Quarantined] = []
         self.tasks: dict[int, NewTask] = {}
         self.progress: dict[int, TaskProgress] = {}
         self.submissions: dict[tuple[str, str], Submission] = {}
@@ -44,14 +60,58 @@ class Shelf:
         self.principals: dict[str, Principal] = {}
         self.audits: list[Audit] = []
         self.parked: dict[str, Parked] = {}
+        #: every row of a task's and an attempt's state, in the order they were written
+        self.written: list[TaskProgress | Attempt] = []
         #: tasks whose prompt and files retention removed
         self.bodiless: set[int] = set()
+
+    def copy(self) -> "Shelf":
+        """Another one with the same rows."""
+        other = Shelf(keeps_bodies=self.keeps_bodies)
+        for name, rows in vars(self).items():
+            setattr(other, name, rows if isinstance(rows, bool) else rows.copy())
+        other.refs = {task_id: hashes.copy() for task_id, hashes in self.refs.items()}
+        return other
+
+    def put_blob(self, new: NewBlob) -> None:
+        """Keep a body; whoever uploaded a larger one may refer to it again."""
+        self.blobs[new.sha256] = new.data
+        if new.owner and len(new.data) >= OWNED_BYTES:
+            self.owners.add((new.owner, new.sha256))
+
+    def owned(self, principal: str, hashes: tuple[bytes, ...]) -> tuple[tuple[bytes, int], ...]:
+        """Which of these bodies the principal may refer to, with their sizes."""
+        return tuple((sha256, len(self.blobs[sha256])) for sha256 in hashes if (principal, sha256) in self.owners)
+
+    def may_read(self, peer: Peer, sha256: bytes) -> bool:
+        """Whether a peer may have a body: a worker what its running attempts name, a client what its tasks hold."""
+        if peer.role is Role.OPERATOR:
+            return any(self._names(task_id, sha256) for task_id in self.tasks)
+        if peer.role is Role.CLIENT:
+            mine = [task_id for task_id, task in self.tasks.items() if task.principal == peer.name]
+            return any(self._names(task_id, sha256) for task_id in mine)
+        return peer.role is Role.WORKER and any(
+            self._names(one.task_id, sha256)
+            for one in self.attempts.values()
+            if one.worker_id == peer.name and one.state is AttemptState.RUNNING
+        )
+
+    def chunk(self, sha256: bytes, index: int) -> bytes | None:
+        """One piece of a body."""
+        data = self.blobs.get(sha256)
+        start = index * CHUNK_BYTES
+        if data is None or start >= max(1, len(data)):
+            return None
+        return data[start : start + CHUNK_BYTES]
 
     def put(self, record: Record) -> None:
         """Write one row; AssertionError where a database would refuse."""
         match record:
             case NewTask():
                 assert record.task_id not in self.tasks, f"task {record.task_id} twice"
+                hashes = {record.prompt.sha256, *(file.body.sha256 for file in record.files)}
+                self._require(*hashes)
+                self.refs[record.task_id] = hashes
                 self.tasks[record.task_id] = record
             case TaskProgress():
                 self._put_progress(record)
@@ -64,6 +124,7 @@ class Shelf:
                 assert before is None or before.number == record.number, "an attempt's number changed"
                 assert record.task_id in self.tasks, f"attempt {record.attempt_uid} of no task"
                 self.attempts[record.attempt_uid] = record
+                self.written.append(record)
             case Event():
                 assert not self.events or record.seq > self.events[-1].seq, "event out of order"
                 self.events.append(record)
@@ -77,6 +138,8 @@ class Shelf:
             case Audit():
                 self.audits.append(record)
             case Parked():
+                if record.raw is not None:
+                    self._require(record.raw.sha256)
                 self.parked[record.attempt_uid] = record
 
     def find(self, query: Query) -> Found:
@@ -112,6 +175,14 @@ class Shelf:
                 if attempt is None:
                     return Found()
                 return Found(attempts=(attempt,), tasks=(self.stored(attempt.task_id),))
+            case FindParked():
+                rows = [row for row in self.parked.values() if query.attempt_uid in ("", row.attempt_uid)]
+                rows.sort(key=lambda row: (-row.at_ms, row.attempt_uid))
+                return Found(parked=tuple(rows[query.skip :][:PAGE_PARKED]), parked_total=len(self.parked))
+            case FindParked():
+                parked = sorted(self.parked.values(), key=lambda one: (-one.at_ms, one.attempt_uid))
+                named = [one for one in parked if query.attempt_uid in ("", one.attempt_uid)]
+                return Found(parked=tuple(named[query.skip : query.skip + PAGE_PARKED]), parked_total=len(parked))
             case CountStates():
                 states = [
                     self.progress[task_id].state
@@ -130,12 +201,13 @@ class Shelf:
 
     def snapshot(self, epoch: int = 2) -> Snapshot:
         """What a new core starts from."""
+        numbers = self.numbers()
         live = [task_id for task_id, row in self.progress.items() if not row.state.is_terminal]
         return Snapshot(
             epoch=epoch,
-            next_task_id=max(self.tasks, default=0) + 1,
-            next_batch_id=max((task.batch_id for task in self.tasks.values()), default=0) + 1,
-            next_event_seq=max((event.seq for event in self.events), default=0) + 1,
+            next_task_id=numbers["next_task_id"],
+            next_batch_id=numbers["next_batch_id"],
+            next_event_seq=numbers["next_event_seq"],
             tasks=tuple(self.stored(task_id) for task_id in live),
             attempts=tuple(
                 one
@@ -144,8 +216,26 @@ class Shelf:
             ),
             workers=tuple(self.workers.values()),
             principals=tuple(self.principals.values()),
+            loss=Loss(*(self.meta.get(key, 0) for key in ("restored_ms", "lost_first_id", "lost_end_id"))),
             submission_hashes=frozenset(submission_hash(*key) for key in self.submissions),
         )
+
+    def numbers(self) -> dict[str, int]:
+        """The numbers to give out next: above all that are there, and above all that were."""
+        highest = {
+            "next_task_id": max(self.tasks, default=0),
+            "next_batch_id": max((task.batch_id for task in self.tasks.values()), default=0),
+            "next_event_seq": self.events[-1].seq if self.events else 0,
+        }
+        return {name: max(number + 1, self.meta.get(name, 0)) for name, number in highest.items()}
+
+    def _require(self, *hashes: bytes) -> None:
+        if self.keeps_bodies:
+            missing = [sha256.hex() for sha256 in hashes if sha256 not in self.blobs]
+            assert not missing, f"no body {missing[0]} for what refers to it"
+
+    def _names(self, task_id: int, sha256: bytes) -> bool:
+        return sha256 in self.refs.get(task_id, ())
 
     def _put_progress(self, record: TaskProgress) -> None:
         assert record.task_id in self.tasks, f"progress of unknown task {record.task_id}"
@@ -155,7 +245,11 @@ class Shelf:
             if before.state.is_terminal:
                 # Law 6: a terminal row changes only together with its generation.
                 assert record.generation == before.generation + 1, f"an ended task changed: {before} {record}"
+        if record.result is not None:
+            self._require(record.result.sha256)
+            self.refs.setdefault(record.task_id, set()).add(record.result.sha256)
         self.progress[record.task_id] = record
+        self.written.append(record)
 
     def _page(self, query: FindTasks) -> list[StoredTask]:
         found = [

@@ -50,6 +50,7 @@ VERSION_AGAIN_S = 60.0  # a broker without a common protocol version changes by 
 FAREWELL_S = 3.0  # what a stopping agent waits for the broker to store its last outcomes
 SLOTS_UNKNOWN = 256  # free slots said before the first Welcome: the broker's own count is the smaller one
 SPOOLED_MOST = 5_000  # outcomes kept before no more work is taken; a status lists at most 10,000
+DISK_DOUBT_S = 10.0  # after the broker took what the disk refused: the probe has looked at the disk twice meanwhile
 EXIT_REMOVED = 4  # not authorised any more
 
 _FEWER_SLOTS = (
@@ -79,7 +80,9 @@ class AgentCore:
         self._deliveries = Deliveries(spooled)
         self._probe = health
         self._said_health: AgentHealth | None = None  # in this session
+        self._news_ms: int | None = None  # when it was first said by heartbeat; None: known to have arrived
         self._spool_problem = ""
+        self._doubt_until_s = 0.0  # after the spool's disk refused something: no work before it is looked at again
         self._releasing = 0
         self._session = Session(now)
         self._worker: WorkerConfig | None = None
@@ -127,6 +130,8 @@ class AgentCore:
                     effects.append(Log(logging.INFO, f"attempt={uid} outcome stored: {disposition}"))
             case HeartbeatAck(sent_ms, mode):
                 session.echoed(sent_ms, now)
+                if self._news_ms is not None and sent_ms >= self._news_ms:
+                    self._news_ms = None
                 effects += self._set_mode(mode)
             case Removed():
                 return effects + self._removed()
@@ -158,6 +163,8 @@ class AgentCore:
 
     def spooled(self, uid: str, now: float) -> list[Effect]:
         """An outcome is durable here."""
+        if not self._deliveries.in_memory_but(uid):
+            self._spool_problem = ""
         if not self._deliveries.written(uid):
             return [SpoolDelete(uid)]  # the broker stored it while it was held in memory
         return self._settle(now)
@@ -166,6 +173,7 @@ class AgentCore:
         """The disk refused an outcome: it is kept in memory and sent, and no more work is taken."""
         self._deliveries.refused(uid, now)
         self._spool_problem = problem
+        self._doubt_until_s = now + DISK_DOUBT_S
         return [Log(logging.ERROR, f"attempt={uid} kept in memory only: {problem}"), *self._settle(now)]
 
     def health(self, health: AgentHealth, now: float) -> list[Effect]:
@@ -205,6 +213,8 @@ class AgentCore:
         times = [self._session.next_deadline(), self._deliveries.next_write_s()]
         if self._session.is_open:
             times.append(self._deliveries.next_send_s())
+        if self._spool_problem and not self._deliveries.in_memory:
+            times.append(self._doubt_until_s)
         times.append(self._stop_at_s if len(self._attempts) else self._farewell_at_s)
         return min((time for time in times if time is not None), default=None)
 
@@ -232,6 +242,7 @@ class AgentCore:
             spooled=tuple(self._deliveries),
             free_slots=self._free_slots(),
             last_dispatch=self._session.last_dispatch,
+            releasing=self._releasing,
         )
 
     def check(self) -> None:
@@ -317,7 +328,7 @@ class AgentCore:
             return []
         effects = self._start_waiting()
         effects += self._hand_back_running(now)
-        if not self._deliveries.in_memory:
+        if not self._deliveries.in_memory and now >= self._doubt_until_s:
             self._spool_problem = ""
         effects += [SpoolWrite(outcome) for outcome in self._deliveries.to_write(now)]
         if self._session.is_silent(now):
@@ -333,6 +344,7 @@ class AgentCore:
     def _hello(self, now: float) -> list[Effect]:
         self._session.hello_said(now)
         self._said_health = self._health()
+        self._news_ms = int(now * 1000)
         settings = self._settings
         return [
             Send(
@@ -350,11 +362,13 @@ class AgentCore:
         ]
 
     def _heartbeat(self, now: float) -> Heartbeat:
-        health = self._health()
-        news = health if health != self._said_health else None
-        self._said_health = health
+        health, now_ms = self._health(), int(now * 1000)
+        if health != self._said_health:
+            self._said_health, self._news_ms = health, now_ms
+        # Said again until it is known to have arrived: a worker that seems unfit would get nothing for ever.
+        news = health if self._news_ms is not None else None
         self._session.heartbeat_said(now)
-        return Heartbeat(int(now * 1000), self._session.latency_ms, self.status(), news)
+        return Heartbeat(now_ms, self._session.latency_ms, self.status(), news)
 
     def _keep(self, outcome: Outcome) -> list[Effect]:
         self._deliveries.add(outcome)
@@ -415,7 +429,7 @@ class AgentCore:
     def _free_slots(self) -> int:
         refuses = (
             self._stop_at_s is not None
-            or self._deliveries.in_memory > 0
+            or bool(self._spool_problem)
             or len(self._deliveries) >= SPOOLED_MOST
             or not self._probe.can_work
         )

@@ -55,6 +55,10 @@ class Deliveries:
         """How many outcomes a crash would lose."""
         return len(self._in_memory)
 
+    def in_memory_but(self, uid: str) -> int:
+        """How many a crash would lose beside this one."""
+        return len(self._in_memory - {uid})
+
     def is_writing(self) -> bool:
         """Whether the spool still owes an answer."""
         return any(delivery.keeping is Keeping.WRITING for delivery in self._by_uid.values())

@@ -1,6 +1,6 @@
 """How the agent stands with the broker: connection, session, term, and when something must be said."""
 
-from koubou_common.messages import Welcome
+from koubou_common.messages import UNASKED, Welcome
 
 HELLO_AGAIN_S = 5.0  # an unanswered Hello is repeated
 HELLO_SOONEST_S = 1.0  # a broker that answers every message with hello_required gets one Hello a second
@@ -74,9 +74,9 @@ class Session:
         self.heartbeat_at_s = now + self._heartbeat_s
 
     def echoed(self, sent_ms: int, now: float) -> None:
-        """A heartbeat came back."""
+        """A heartbeat came back, or the broker spoke of itself: that tells no latency."""
         latency_ms = int(now * 1000) - sent_ms
-        if 0 <= latency_ms <= LATENCY_MOST_MS:
+        if sent_ms != UNASKED and 0 <= latency_ms <= LATENCY_MOST_MS:
             self.latency_ms = latency_ms
 
     def next_deadline(self) -> float | None:

@@ -14,6 +14,7 @@ from koubou_common.errors import Code, ErrorClass
 from koubou_common.messages import (
     PROTO_MAX,
     PROTO_MIN,
+    UNASKED,
     Abort,
     AgentHello,
     ClientHello,
@@ -51,7 +52,8 @@ class Agents:
         worker.software, worker.platform = message.software, message.platform
         worker.slots_ceiling = message.slots_ceiling
         worker.heard(state.now.mono_s, state.now.wall_ms)
-        self._healthy(worker, message.health)
+        if not repeated or not worker.health_sent_ms:
+            self._healthy(worker, message.health)
         self._save(worker)
         state.alert(f"silent:{worker.worker_id}", "")
         self._watch_silence(worker)
@@ -67,7 +69,8 @@ class Agents:
         """It lives; the attempts it lists are renewed, and no others."""
         state = self._state
         worker.latency_ms = message.latency_ms
-        if message.health is not None:
+        if message.health is not None and message.sent_ms >= worker.health_sent_ms:
+            worker.health_sent_ms = message.sent_ms
             self._healthy(worker, message.health)
         for progress in message.status.running:
             attempt = state.attempts.get(progress.uid)
@@ -116,7 +119,7 @@ class Agents:
             if attempt is not None and attempt.may_succeed:
                 self._attempts.found_alive(worker, attempt)
         # The agent's word on its slots counts before anything it lost is given out again.
-        worker.report(running, status.free_slots, status.last_dispatch, state.now.mono_s)
+        worker.report(running, status.free_slots, status.last_dispatch, state.now.mono_s, status.releasing)
         listed = {*running, *status.spooled}
         for attempt in self._held(worker):
             if attempt.uid not in listed and attempt.number <= status.last_dispatch:
@@ -158,13 +161,15 @@ class Agents:
         state.alert("min_workers", text)
 
     def set_mode(self, session: Session, message: SetWorkerMode) -> None:
-        """Pause, resume, drain; its agent hears of it with the next heartbeat."""
+        """Pause, resume, drain; its agent hears of it at once, so that a drain hands back what waits there."""
         state = self._state
         worker = self._known(message.worker_id)
         if worker.mode is not message.mode:
             worker.mode = message.mode
             self._save(worker)
             state.audit(session.name, "worker_mode", worker.worker_id, message.mode)
+            if worker.session:
+                state.send(worker.session, HeartbeatAck(UNASKED, worker.mode))
         state.send(session.session, Workers(message.request_id, worker_views(state, [worker])))
 
     def remove(self, session: Session, message: RemoveWorker) -> None:

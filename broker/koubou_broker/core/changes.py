@@ -1,9 +1,9 @@
 """What people do to tasks that are there: cancel, retry."""
 
 from koubou_broker.core.lifecycle import Lifecycle
+from koubou_broker.core.quotas import check_quota
 from koubou_broker.core.requests import resolve
 from koubou_broker.core.state import Refusal, Session, State
-from koubou_broker.core.submissions import check_quota
 from koubou_broker.task import Cause, Task, allowed
 from koubou_common.errors import Code
 from koubou_common.messages import Cancel, Changes, Retry
@@ -41,11 +41,12 @@ class TaskChanges:
                 if allowed(task.state, Cause.REOPENED)
                 and (task.task_id in named or task.state in _BATCH_RETRIES)
                 and task.has_bodies
+                and not state.is_going(task.task_id)
             ]
             if chosen and state.refused is not None:
                 raise Refusal(Code.STORE_FULL, state.refused[0], "nothing was changed", state.refused[1])
             for principal in dict.fromkeys(task.spec.principal for task in chosen):
-                check_quota(state, principal, sum(task.spec.principal == principal for task in chosen))
+                check_quota(state, principal, [task.spec for task in chosen if task.spec.principal == principal])
             ids = {task.task_id for task in chosen}
             changes = tuple(self._retry(session, task, chosen=task.task_id in ids) for task in tasks)
             state.send(session.session, Changes(message.request_id, changes, tuple(missing)))
@@ -60,7 +61,8 @@ class TaskChanges:
 
     def _retry(self, session: Session, task: Task, *, chosen: bool) -> Change:
         if not chosen:
-            why = f"is {task.state}" if task.has_bodies else "its prompt is no longer kept"
+            is_kept = task.has_bodies and not self._state.is_going(task.task_id)
+            why = f"is {task.state}" if is_kept else "its prompt is no longer kept"
             return Change(task.task_id, task.state, changed=False, message=why)
         reopened = self._lifecycle.reopen(task, session.name)
         return Change(task.task_id, reopened.state, changed=True, message="")

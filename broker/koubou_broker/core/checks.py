@@ -43,6 +43,7 @@ def new_task(state: State, spec: TaskSpec, principal: str) -> NewTask:
         out_path=spec.out_path,
         out_digest=spec.out_digest,
         submitted_ms=state.now.wall_ms,
+        queue_timeout_s=spec.queue_timeout_s,
     )
 
 
@@ -104,6 +105,8 @@ def _check_numbers(spec: TaskSpec) -> None:
         raise Refusal(Code.BAD_INPUT, text, "10 is first; low, normal and high mean 2, 5 and 8")
     if spec.deadline_s is not None and spec.deadline_s <= 0:
         raise Refusal(Code.BAD_INPUT, "the deadline must be more than 0 s away")
+    if spec.queue_timeout_s is not None and spec.queue_timeout_s <= 0:
+        raise Refusal(Code.BAD_INPUT, "the queue time limit must be more than 0 s")
     if spec.timeout_s is not None and spec.timeout_s <= 0:
         raise Refusal(Code.BAD_INPUT, "the timeout of an attempt must be more than 0 s")
 

@@ -9,6 +9,7 @@ from typing import assert_never
 from koubou_broker.core.agents import Agents, protocol
 from koubou_broker.core.attempts import Attempts
 from koubou_broker.core.changes import TaskChanges
+from koubou_broker.core.guests import make_room
 from koubou_broker.core.invariants import check_state
 from koubou_broker.core.keys import ALLOWED, PrincipalKeys
 from koubou_broker.core.lifecycle import Lifecycle
@@ -16,22 +17,26 @@ from koubou_broker.core.requests import Requests
 from koubou_broker.core.restore import repair, restore
 from koubou_broker.core.state import ALERT_LASTS_S, Refusal, Session, State
 from koubou_broker.core.submissions import Submissions
+from koubou_broker.core.upkeep import Upkeep
 from koubou_broker.core_settings import CoreSettings
-from koubou_broker.effects import Close, Effect, Found, Now, Peer, Snapshot
+from koubou_broker.effects import Effect, Erased, Found, Now, Peer, Snapshot
 from koubou_broker.records import Principal
 from koubou_broker.timers import Timer
 from koubou_common.errors import Code, ErrorClass
 from koubou_common.messages import (
-    PROTO_MAX,
     AgentHello,
+    BackupMade,
     Cancel,
     ClientHello,
     ClientWelcome,
+    EndBackup,
     Enrol,
     Failure,
     FromAgent,
     FromClient,
+    GetBackupPart,
     GetKeys,
+    GetParked,
     GetResult,
     GetStatus,
     GetStory,
@@ -40,6 +45,8 @@ from koubou_common.messages import (
     Goodbye,
     Heartbeat,
     Invite,
+    MakeBackup,
+    Purge,
     Removed,
     RemoveWorker,
     Result,
@@ -65,6 +72,7 @@ class Core:
         self._submissions = Submissions(self._state, self._lifecycle)
         self._requests = Requests(self._state, self._lifecycle)
         self._changes = TaskChanges(self._state, self._lifecycle)
+        self._upkeep = Upkeep(self._state)
         restore(self._state, self._lifecycle, snapshot)
 
     def start(self) -> list[Effect]:
@@ -94,6 +102,18 @@ class Core:
         """A Lookup could not be answered, a bug of ours: who asked is told so."""
         self._state.now = now
         self._state.not_found(token)
+        return self._finish()
+
+    def backed_up(self, session: int, principal: str, message: BackupMade, now: Now) -> list[Effect]:
+        """The copy that AskBackup asked for was made."""
+        self._state.now = now
+        self._upkeep.backed_up(session, principal, message)
+        return self._finish()
+
+    def erased(self, token: int, done: Erased, now: Now) -> list[Effect]:
+        """What this Erase asked for is done and durable, or the disk did not take it."""
+        self._state.now = now
+        self._upkeep.erased(token, done)
         return self._finish()
 
     def end_batch(self) -> int:
@@ -143,10 +163,10 @@ class Core:
         """When `tick` is due, by the monotonic clock; None: no need."""
         return self._state.timers.next_s
 
-    def alert(self, code: str, message: str, now: Now) -> list[Effect]:
+    def alert(self, code: str, message: str, now: Now, *, lasts_s: float = ALERT_LASTS_S) -> list[Effect]:
         """The server has something to tell people; an empty message ends it."""
         self._state.now = now
-        self._state.alert(code, message, lasts_s=ALERT_LASTS_S)
+        self._state.alert(code, message, lasts_s=lasts_s)
         return self._state.finish()
 
     def refuse_submits(self, reason: str, retry_after_s: float) -> list[Effect]:
@@ -187,12 +207,13 @@ class Core:
         if session is not None and session.public_key != peer.public_key:
             session = None
         if isinstance(message, AgentHello | ClientHello):
-            protocol(message)
+            proto = protocol(message)
             if isinstance(message, AgentHello) and message.looks_only:
                 self._agents.look(principal.name, number, message)
                 return
             if session is None:
                 session = self._open(principal, number)
+            session.proto = proto
         if session is None:
             raise Refusal(Code.HELLO_REQUIRED, "this session is not known here (any more): say hello first")
         session.heard_s = state.now.mono_s
@@ -216,12 +237,7 @@ class Core:
     def _open(self, principal: Principal, number: int) -> Session:
         state = self._state
         state.close_session(number)
-        clients = [one for one in state.sessions.values() if one.role is not Role.WORKER]
-        if clients and len(state.sessions) >= state.settings.limits.sessions_max:
-            # A ROUTER is not told who left: whoever was silent for longest is gone, or will say hello again.
-            silent = min(clients, key=lambda one: (one.heard_s, one.session))
-            state.close_session(silent.session)
-            state.emit(Close(silent.session))
+        make_room(state, principal.name, principal.role)
         session = Session(number, principal.public_key, principal.name, principal.role, state.now.mono_s)
         state.sessions[number] = session
         self._keys.connected(principal.public_key)
@@ -234,7 +250,7 @@ class Core:
             case Heartbeat() | Result() | Failure() | Goodbye():
                 self._from_agent(session, message)
             case ClientHello():
-                self._welcome(session, message)
+                self._welcome(session)
             case Submit():
                 self._submissions.submit(session, message)
             case GetTasks():
@@ -263,6 +279,12 @@ class Core:
                 self._keys.keys(session, message)
             case RevokeKey():
                 self._keys.revoke(session, message)
+            case MakeBackup() | GetBackupPart() | EndBackup():
+                self._upkeep.backup(session, message)
+            case Purge():
+                self._upkeep.purge(session, message)
+            case GetParked():
+                self._upkeep.parked(session, message)
             case Enrol():
                 raise AssertionError("an enrolment has no session")
             case _:
@@ -286,12 +308,12 @@ class Core:
             case _:
                 assert_never(message)
 
-    def _welcome(self, session: Session, message: ClientHello) -> None:
+    def _welcome(self, session: Session) -> None:
         limits = self._state.settings.limits
         self._state.send(
             session.session,
             ClientWelcome(
-                proto=min(message.proto_max, PROTO_MAX),
+                proto=session.proto,
                 session=session.session,
                 principal=session.name,
                 role=session.role,
@@ -299,6 +321,9 @@ class Core:
                 file_bytes=limits.file_bytes,
                 task_bytes=limits.task_bytes,
                 task_files=limits.task_files,
+                restored_ms=self._state.loss.restored_ms,
+                lost_first_id=self._state.loss.first_task_id,
+                lost_end_id=self._state.loss.end_task_id,
             ),
         )
 
@@ -315,6 +340,9 @@ class Core:
                 task = state.tasks[key]
                 where = "while it ran" if task.state is TaskState.RUNNING else "while it waited"
                 self._lifecycle.failed(task, ErrorClass.DEADLINE, f"its deadline passed {where}", "broker")
+            case Timer.QUEUE_TIMEOUT:
+                assert isinstance(key, int), key
+                self._lifecycle.begun_too_late(state.tasks[key])
             case Timer.OVERFLOW | Timer.COOLDOWN:
                 pass  # that time has passed is all: dispatch_ready follows every step
             case Timer.SILENCE:

@@ -1,6 +1,6 @@
 """What must hold over all indexes after every step; an AssertionError tells the task's story."""
 
-from koubou_broker.core.state import State
+from koubou_broker.core.state import Account, State
 from koubou_broker.task import Task
 from koubou_broker.timers import Timer
 from koubou_common.messages.values import AttemptState, Role, TaskState
@@ -96,4 +96,9 @@ def _check_accounts(state: State) -> None:
         running = sum(task.state is TaskState.RUNNING for task in account.tasks.values())
         assert account.running == running, f"{name}: {account.running} running, counted {running}"
         assert account.tasks, f"{name}: an empty account is kept"
+        again = Account()
+        for task in account.tasks.values():
+            again.add(task)
+        held = (account.files, account.bodies, account.size_bytes)
+        assert held == (again.files, again.bodies, again.size_bytes), f"{name}: what its tasks hold"
     assert counted == len(state.tasks), "accounts and tasks"

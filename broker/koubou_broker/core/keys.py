@@ -14,10 +14,13 @@ from koubou_common.messages import (
     AgentHello,
     Cancel,
     ClientHello,
+    EndBackup,
     Enrol,
     Enrolled,
     Failure,
+    GetBackupPart,
     GetKeys,
+    GetParked,
     GetResult,
     GetStatus,
     GetStory,
@@ -28,6 +31,8 @@ from koubou_common.messages import (
     Invite,
     Invited,
     Keys,
+    MakeBackup,
+    Purge,
     RemoveWorker,
     Result,
     Retry,
@@ -39,8 +44,13 @@ from koubou_common.messages import (
 from koubou_common.messages.values import KeyView, Role
 
 _AGENT = frozenset({AgentHello, Heartbeat, Result, Failure, Goodbye})
-_CLIENT = frozenset({ClientHello, Submit, GetTasks, GetStory, GetResult, Watch, Cancel, Retry, GetStatus, GetWorkers})
-_OPERATOR = _CLIENT | {SetWorkerMode, RemoveWorker, Invite, GetKeys, RevokeKey}
+_CLIENT = frozenset(
+    {ClientHello, Submit, GetTasks, GetStory, GetResult, Watch, Cancel, Retry, Purge, GetStatus, GetWorkers}
+)
+_OPERATOR = _CLIENT | {
+    *(SetWorkerMode, RemoveWorker, Invite, GetKeys, RevokeKey),
+    *(MakeBackup, GetBackupPart, EndBackup, GetParked),
+}
 
 # Which role may say what. A removed worker's agent may speak, only to be told that it was removed.
 ALLOWED: Mapping[Role, frozenset[type]] = {
@@ -122,6 +132,9 @@ class PrincipalKeys:
             if message.public_key in state.principals:
                 raise Refusal(Code.REFUSED, "this key is bound to a name already", "make a new key pair")
             self._check_name(invited.name, invited.enrol_role)
+            holders = [
+                one for one in state.principals.values() if one.name == invited.name and one.role is not Role.ENROL
+            ]
             self._put(replace(invited, replaced_by=message.public_key))
             self._put(
                 Principal(
@@ -129,7 +142,8 @@ class PrincipalKeys:
                     name=invited.name,
                     role=invited.enrol_role,
                     enrol_role=None,
-                    created_ms=state.now.wall_ms,
+                    # Never before the one it follows: the clock may have been put back, and the older key ends.
+                    created_ms=max([state.now.wall_ms, *(one.created_ms + 1 for one in holders)]),
                     expires_ms=0,
                     revoked_ms=0,
                     replaced_by="",

@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 from koubou_broker.core.state import State
+from koubou_broker.core.views import waiting_for
+from koubou_broker.queue import Need
 from koubou_broker.records import BodyRef
 from koubou_broker.task import Cause, LiveAttempt, Task
 from koubou_broker.timers import Timer
-from koubou_common.errors import ErrorClass
+from koubou_common.errors import Category, ErrorClass, category_of
 from koubou_common.messages import Abort, Result, TaskChanged
 from koubou_common.messages.values import AbortReason, AttemptState, TaskMark, TaskState
 
@@ -19,6 +21,8 @@ class Lifecycle:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._waits_at_s = 0.0
+        self._waits: dict[Need, str] = {}  # at that time
 
     def admit(self, task: Task, actor: str) -> None:
         """A task just submitted: durable from this step on."""
@@ -28,14 +32,14 @@ class Lifecycle:
         task.tell("submitted")
         state.event(task, actor, "", 0, "submitted")
         state.save(task.progress())
-        self._set_deadline(task)
+        self._set_deadlines(task)
         self.make_ready(task)
 
     def restore(self, task: Task) -> None:
         """A live task of the snapshot."""
         state = self._state
         state.index_task(task)
-        self._set_deadline(task)
+        self._set_deadlines(task)
         if task.state is TaskState.QUEUED:
             wait_s = (task.not_before_ms - state.now.wall_ms) / 1000 if task.not_before_ms else 0.0
             # The wall clock may have jumped while we were away: never longer than any backoff.
@@ -112,7 +116,7 @@ class Lifecycle:
         task.output_offset, task.output_length = result.output_offset, result.output_length
         task.flags = result.flags
         task.metrics = result.metrics
-        task.error_class, task.error_message = None, ""
+        task.error_class, task.error_cause, task.error_message = None, None, ""
         task.worker_id = record.worker_id
         task.started_ms = record.started_ms
         self._end(task, Cause.SUCCEEDED, record.worker_id, record.number, abort=AbortReason.SUPERSEDED)
@@ -120,9 +124,19 @@ class Lifecycle:
     def failed(self, task: Task, error_class: ErrorClass, message: str, actor: str, number: int = 0) -> None:
         """The recorded outcome: no more attempts."""
         task.error_class = error_class
+        if category_of(error_class) is not Category.ENDED:
+            task.error_cause = None  # the failure says it all itself
         task.error_message = message[:_MESSAGE_CHARS]
         said = f"{error_class}: {message}" if message else str(error_class)
         self._end(task, Cause.FAILED, actor, number, said, abort=AbortReason.OVER)
+
+    def begun_too_late(self, task: Task) -> None:
+        """The recorded outcome: no worker was there for it in the time it was given."""
+        waited_for = self._waits_for(task)
+        text = f"no worker began it within {task.spec.queue_timeout_s:g} s"
+        if waited_for:
+            text += f"; it waited for {waited_for}"
+        self.failed(task, ErrorClass.QUEUE_TIMEOUT, text, BROKER)
 
     def cancelled(self, task: Task, actor: str, reason: str) -> None:
         """The recorded outcome: somebody said stop."""
@@ -148,6 +162,7 @@ class Lifecycle:
         state.queue.discard(task.task_id)
         state.timers.drop(Timer.NOT_BEFORE, task.task_id)
         state.timers.drop(Timer.OVERFLOW, task.task_id)
+        state.timers.drop(Timer.QUEUE_TIMEOUT, task.task_id)
         before = task.move(cause, f"attempt {attempt.record.number}")
         state.account(task.spec.principal).running += 1
         task.current = attempt.uid
@@ -159,7 +174,7 @@ class Lifecycle:
     def _end(self, task: Task, cause: Cause, actor: str, number: int, reason: str = "", *, abort: AbortReason) -> None:
         state = self._state
         state.queue.discard(task.task_id)
-        for kind in (Timer.NOT_BEFORE, Timer.OVERFLOW, Timer.DEADLINE):
+        for kind in (Timer.NOT_BEFORE, Timer.OVERFLOW, Timer.DEADLINE, Timer.QUEUE_TIMEOUT):
             state.timers.drop(kind, task.task_id)
         before = task.move(cause, reason)
         if before is TaskState.RUNNING:
@@ -204,12 +219,29 @@ class Lifecycle:
         if not watchers:
             del state.watchers[task.task_id]
 
-    def _set_deadline(self, task: Task) -> None:
+    def _waits_for(self, task: Task) -> str:
+        # A whole batch is too late in one instant: every worker is weighed once for each need, not for each task.
+        state = self._state
+        if self._waits_at_s != state.now.mono_s:
+            self._waits_at_s, self._waits = state.now.mono_s, {}
+        need = state.router.need_of(task.spec, task.excluded, task.avoid)
+        if need not in self._waits:
+            self._waits[need] = waiting_for(state, task)
+        return self._waits[need]
+
+    def _set_deadlines(self, task: Task) -> None:
         spec = task.spec
-        # A deadline is the wish of the submission: whoever retries later wants it done all the same.
-        if not spec.deadline_ms or task.generation > 1:
+        # Both are wishes of the submission: whoever retries later wants it done all the same.
+        if task.generation > 1:
             return
-        wait_s = (spec.deadline_ms - self._state.now.wall_ms) / 1000
+        if spec.deadline_ms:
+            self._set_limit(Timer.DEADLINE, task, (spec.deadline_ms - spec.submitted_ms) / 1000)
+        # Once it has begun, lost attempts are under deadline and budgets alone.
+        if spec.queue_timeout_s is not None and not task.issued:
+            self._set_limit(Timer.QUEUE_TIMEOUT, task, spec.queue_timeout_s)
+
+    def _set_limit(self, kind: Timer, task: Task, limit_s: float) -> None:
+        now = self._state.now
+        left_s = limit_s - (now.wall_ms - task.spec.submitted_ms) / 1000
         # The wall clock may have jumped back while we were away: never longer than was asked for.
-        wait_s = min(wait_s, (spec.deadline_ms - spec.submitted_ms) / 1000)
-        self._state.timers.set(Timer.DEADLINE, task.task_id, self._state.now.mono_s + max(0.0, wait_s))
+        self._state.timers.set(kind, task.task_id, now.mono_s + max(0.0, min(left_s, limit_s)))

@@ -16,6 +16,7 @@ from koubou_common.messages import (
     GetStory,
     GetTasks,
     GetWorkers,
+    Purge,
     Retry,
     Status,
     Story,
@@ -55,7 +56,7 @@ class Requests:
             views: list[TaskView] = []
             chars = 0
             for task in tasks:
-                view = task_view(state, task, brief=True)
+                view = task_view(state, task, brief=True, proto=session.proto)
                 chars += _chars_of(view)
                 if chars > _PAGE_CHARS and views:
                     break
@@ -86,7 +87,7 @@ class Requests:
             task = _one(state, session, message.task_id, found)
             answer = Story(
                 message.request_id,
-                task_view(state, task, brief=False),
+                task_view(state, task, brief=False, proto=session.proto),
                 attempt_views(overlaid(state, found.attempts)),
                 event_views(found.events),
             )
@@ -102,6 +103,8 @@ class Requests:
             task = _one(state, session, message.task_id, found)
             body = None
             offset = length = 0
+            if task.result is not None and not found.tasks[0].has_output and state.known(task.task_id) is None:
+                raise no_longer_kept(task.task_id)
             if task.result is not None:
                 body = Body(task.result.sha256, task.result.size_bytes)
                 offset, length = task.output_offset, task.output_length
@@ -109,7 +112,7 @@ class Requests:
                     offset, length = 0, task.result.size_bytes
             answer = TaskResult(
                 message.request_id,
-                task_view(state, task, brief=False),
+                task_view(state, task, brief=False, proto=session.proto),
                 body,
                 offset,
                 length,
@@ -177,11 +180,7 @@ class Requests:
                 return
             live = [task.task_id for task in tasks if not task.is_over]
             state.unwatch(peer, message.request_id)
-            watched = sum(len(one) for one in peer.watches.values())
-            most = state.settings.limits.watched_per_session
-            if watched + len(live) > most:
-                text = f"{watched:,} tasks are watched, {len(live):,} would come; watched_per_session is {most:,}"
-                raise Refusal(Code.BUSY, text)
+            _check_watched(state, peer, len(live))
             if live:
                 peer.watches[message.request_id] = set(live)
                 for task_id in live:
@@ -199,6 +198,12 @@ def owner_of(session: Session) -> str:
     return "" if session.role is Role.OPERATOR else session.name
 
 
+def no_longer_kept(task_id: int) -> Refusal:
+    """The record says that there was an output."""
+    hint = "outputs go some weeks after the task ended (retention.bodies_days), or at once by `koubou-ctl purge`"
+    return Refusal(Code.NOT_FOUND, f"the output of task {task_id} is no longer kept", hint)
+
+
 def may_see(session: Session, task: Task) -> bool:
     """Whether the task is this peer's business; if not, it looks as if it did not exist."""
     return session.role is Role.OPERATOR or task.spec.principal == session.name
@@ -207,7 +212,7 @@ def may_see(session: Session, task: Task) -> bool:
 def resolve(
     state: State,
     session: Session,
-    wanted: Watch | Cancel | Retry,
+    wanted: Watch | Cancel | Retry | Purge,
     then: Callable[[list[Task], list[int]], None],
 ) -> None:
     """Tasks by ids and batch, live or ended; those of others look like those that do not exist."""
@@ -231,6 +236,24 @@ def resolve(
     state.lookup(session.session, FindMarks(ids, batch_id), found, wanted.request_id)
 
 
+def _check_watched(state: State, peer: Session, more: int) -> None:
+    limits = state.settings.limits
+    here = _watched(peer)
+    if here + more > limits.watched_per_session:
+        most = limits.watched_per_session
+        text = f"{here:,} tasks are watched, {more:,} would come; watched_per_session is {most:,}"
+        raise Refusal(Code.BUSY, text)
+    everywhere = sum(_watched(one) for one in state.sessions.values() if one.name == peer.name)
+    if everywhere + more > limits.watched_per_client:
+        most = limits.watched_per_client
+        text = f"{everywhere:,} tasks are watched by {peer.name}, {more:,} would come; watched_per_client is {most:,}"
+        raise Refusal(Code.BUSY, text)
+
+
+def _watched(peer: Session) -> int:
+    return sum(len(one) for one in peer.watches.values())
+
+
 def _sorted_out(session: Session, tasks: Iterable[Task], ids: tuple[int, ...]) -> Rows:
     seen = sorted((task for task in tasks if may_see(session, task)), key=lambda task: task.task_id)
     there = {task.task_id for task in seen}
@@ -240,7 +263,10 @@ def _sorted_out(session: Session, tasks: Iterable[Task], ids: tuple[int, ...]) -
 def _one(state: State, session: Session, task_id: int, found: Found) -> Task:
     tasks = [state.truth(row) for row in found.tasks]
     if not tasks or not may_see(session, tasks[0]):
-        raise Refusal(Code.NOT_FOUND, f"there is no task {task_id}", "koubou-ctl ps -a lists your tasks")
+        hint = "koubou-ctl ps -a lists your tasks"
+        if state.loss.first_task_id <= task_id < state.loss.end_task_id:
+            hint = f"the workshop was restored from an older backup: submit again; {hint}"
+        raise Refusal(Code.NOT_FOUND, f"there is no task {task_id}", hint)
     return tasks[0]
 
 

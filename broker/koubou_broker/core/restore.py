@@ -6,9 +6,8 @@ from koubou_broker.core.lifecycle import BROKER, Lifecycle
 from koubou_broker.core.state import State
 from koubou_broker.effects import Snapshot
 from koubou_broker.records import Attempt
-from koubou_broker.task import LiveAttempt, Task
+from koubou_broker.task import LiveAttempt, Task, is_avoided_after
 from koubou_broker.timers import Timer
-from koubou_common.errors import Category, category_of
 from koubou_common.messages.values import AttemptState, Role, TaskState
 
 
@@ -57,11 +56,7 @@ def _restore_attempt(state: State, task: Task, record: Attempt) -> None:
     task.uids.append(attempt.uid)
     state.attempts[attempt.uid] = attempt
     task.avoid = ""
-    if (
-        record.state is AttemptState.FAILED
-        and record.error_class is not None
-        and category_of(record.error_class) is Category.TRANSIENT
-    ):
+    if record.state is AttemptState.FAILED and record.error_class and is_avoided_after(record.error_class):
         task.avoid = record.worker_id
     if record.state is not AttemptState.RUNNING or task.state is not TaskState.RUNNING:
         return

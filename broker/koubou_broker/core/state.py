@@ -1,16 +1,19 @@
 """All that the core holds, and the effects of the step at hand; the parts of the core change it."""
 
 import hashlib
+import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from koubou_broker.core_settings import REMOTE, CoreSettings, WorkerSettings
 from koubou_broker.effects import (
     Alert,
     Allow,
+    AskBackup,
     Close,
     Effect,
+    Erase,
     Found,
     Lookup,
     Now,
@@ -38,7 +41,7 @@ from koubou_broker.task import LiveAttempt, Task
 from koubou_broker.timers import Timer, Timers
 from koubou_broker.workers import LiveWorker
 from koubou_common.errors import Code
-from koubou_common.messages import Error, FromBroker, Submitted
+from koubou_common.messages import PROTO_MIN, Error, FromBroker, Submitted
 from koubou_common.messages.values import AlertView, Role, TaskSpec
 
 ALERT_LASTS_S = 86_400.0  # of what happened once and has no end of its own: everybody concerned has looked by then
@@ -76,6 +79,7 @@ class Session:
     name: str
     role: Role
     heard_s: float
+    proto: int = PROTO_MIN  # the version that both sides speak
     watches: dict[str, set[int]] = field(default_factory=dict)  # request_id -> task ids not yet ended
     staged: dict[str, Staged] = field(default_factory=dict)  # by idempotency key
     #: answers to submissions in parts, whose parts are gone when the last one is repeated
@@ -85,10 +89,32 @@ class Session:
 
 @dataclass(slots=True)
 class Account:
-    """A principal's live tasks, oldest first."""
+    """A principal's live tasks, oldest first, and what they hold."""
 
     tasks: dict[int, Task] = field(default_factory=dict)
     running: int = 0
+    files: int = 0  # context files that they name
+    bodies: dict[bytes, int] = field(default_factory=dict)  # sha256 of each prompt and file: by how many it is named
+    size_bytes: int = 0  # of these bodies, each counted once
+
+    def add(self, task: Task) -> None:
+        """A task is live."""
+        self.tasks[task.task_id] = task
+        self.files += len(task.spec.files)
+        for sha256, size_bytes in _bodies_of(task):
+            if sha256 not in self.bodies:
+                self.size_bytes += size_bytes
+            self.bodies[sha256] = self.bodies.get(sha256, 0) + 1
+
+    def remove(self, task: Task) -> None:
+        """A task has ended."""
+        del self.tasks[task.task_id]
+        self.files -= len(task.spec.files)
+        for sha256, size_bytes in _bodies_of(task):
+            self.bodies[sha256] -= 1
+            if not self.bodies[sha256]:
+                del self.bodies[sha256]
+                self.size_bytes -= size_bytes
 
 
 @dataclass(slots=True)
@@ -120,6 +146,7 @@ class State:
         self.queue = ReadyQueue()
         self.timers = Timers()
         self.router = TaskRouter(settings, self.workers)
+        self.loss = snapshot.loss
         self.refused: tuple[str, float] | None = None  # why no submission is taken, retry_after_s
         self.next_task_id = snapshot.next_task_id
         self.next_batch_id = snapshot.next_batch_id
@@ -132,6 +159,7 @@ class State:
         self._last_token = 0
         self._pending: dict[int, _Pending] = {}
         self._just_ended: dict[int, tuple[int, Task]] = {}
+        self._going: dict[int, float] = {}  # tasks whose bodies are being removed, and that rows may not know it of
         self._records: dict[object, Record] = {}
         self._effects: list[Effect] = []
 
@@ -163,8 +191,8 @@ class State:
             ),
         )
 
-    def emit(self, effect: Allow | Revoke | Close) -> None:
-        """A change of the allow-list, or the end of a session."""
+    def emit(self, effect: Allow | Revoke | Close | AskBackup | Erase) -> None:
+        """A change of the allow-list, the end of a session, work for the server."""
         self._effects.append(effect)
 
     def alert(self, code: str, message: str, *, lasts_s: float = 0.0) -> None:
@@ -286,6 +314,20 @@ class State:
         task.has_bodies = row.has_bodies
         return task
 
+    def going_for(self, task_ids: Iterable[int]) -> None:
+        """The bodies of these tasks, ended ones, are being removed: nobody may open them again."""
+        self._going.update(dict.fromkeys(task_ids, math.inf))
+
+    def gone(self, task_ids: Iterable[int]) -> None:
+        """The bodies are gone, or stay; rows that were asked for before may still tell of them."""
+        for task_id in task_ids:
+            self._going[task_id] = self._last_token
+        self._drop_just_ended()
+
+    def is_going(self, task_id: int) -> bool:
+        """Whether rows that say that the task has its bodies may be wrong."""
+        return task_id in self._going
+
     # Draws: hashes of seed and counter, so that the same inputs give the same run
 
     def draw_uid(self) -> str:
@@ -327,7 +369,7 @@ class State:
         assert not task.is_over, f"task {task.task_id} is {task.state}"
         self.tasks[task.task_id] = task
         self._just_ended.pop(task.task_id, None)
-        self.account(task.spec.principal).tasks[task.task_id] = task
+        self.account(task.spec.principal).add(task)
         if task.spec.batch_id:
             self.batches.setdefault(task.spec.batch_id, set()).add(task.task_id)
 
@@ -335,7 +377,7 @@ class State:
         """A task has ended."""
         del self.tasks[task.task_id]
         account = self.accounts[task.spec.principal]
-        del account.tasks[task.task_id]
+        account.remove(task)
         if not account.tasks:
             del self.accounts[task.spec.principal]
         batch = self.batches.get(task.spec.batch_id)
@@ -372,14 +414,23 @@ class State:
         self._drop_just_ended()
 
     def _drop_just_ended(self) -> None:
+        oldest = next(iter(self._pending), math.inf)
+        for task_id, last_token in list(self._going.items()):
+            if last_token < oldest and last_token < math.inf:
+                del self._going[task_id]
         if not self._pending:
             self._just_ended.clear()
             return
-        oldest = next(iter(self._pending))
         for task_id, (token, _) in list(self._just_ended.items()):
             if token >= oldest:
                 break
             del self._just_ended[task_id]
+
+
+def _bodies_of(task: Task) -> Iterator[tuple[bytes, int]]:
+    yield task.spec.prompt.sha256, task.spec.prompt.size_bytes
+    for file in task.spec.files:
+        yield file.body.sha256, file.body.size_bytes
 
 
 def _row_of(record: Record, nth: int) -> object:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from koubou_broker.core.checks import check_spec, new_task
 from koubou_broker.core.lifecycle import Lifecycle
+from koubou_broker.core.quotas import check_quota
 from koubou_broker.core.state import Refusal, Session, Staged, State
 from koubou_broker.effects import FindSubmission, Found
 from koubou_broker.idempotency import submission_digest, submission_hash
@@ -16,7 +17,7 @@ from koubou_common.messages.values import Plan, TaskRef, TaskSpec
 
 _ANSWERS_KEPT = 32  # to submissions in parts, a session: their last message may be repeated
 _CANDIDATES_SHOWN = 4_000  # over all plans of one message
-_RETRY_BUSY_S = 30.0  # a full queue empties by tasks, not by milliseconds
+_STAGED_RETRY_S = 1.0  # half sent submissions become whole ones, or are given up with their session
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class _Wish:
     as_batch: bool
     digest: bytes
     in_parts: bool
+    refused: tuple[str, float] | None  # when it came: its bodies were not kept then
 
 
 class Submissions:
@@ -68,12 +70,13 @@ class Submissions:
         if staged is None or staged.parts != message.parts or staged.as_batch != message.as_batch:
             if staged is None and len(session.staged) >= limits.staged_per_session:
                 text = f"{len(session.staged)} submissions are half sent, the limit staged_per_session"
-                raise Refusal(Code.BUSY, text, retry_after_s=1.0)
+                raise Refusal(Code.BUSY, text, retry_after_s=_STAGED_RETRY_S)
             staged = session.staged[key] = Staged(message.parts, message.as_batch)
         others = sum(len(specs) for part, specs in staged.specs.items() if part != message.part)
         if others + len(message.tasks) > limits.batch_tasks:
             del session.staged[key]
             raise _too_many(others + len(message.tasks), limits.batch_tasks)
+        self._check_staged(session, message.tasks)
         staged.specs[message.part] = message.tasks
         if message.part < message.parts - 1:
             self._state.send(session.session, PartStaged(message.request_id, message.part))
@@ -86,6 +89,20 @@ class Submissions:
         specs = tuple(spec for part in range(message.parts) for spec in staged.specs[part])
         self._whole(session, message, specs, in_parts=True)
 
+    def _check_staged(self, session: Session, more: tuple[TaskSpec, ...]) -> None:
+        """Raise a Refusal where a principal would have more half sent, over all its sessions, than memory is for."""
+        most = self._state.settings.limits.staged_per_client
+        have = sum(
+            _places(specs)
+            for one in self._state.sessions.values()
+            if one.name == session.name
+            for staged in one.staged.values()
+            for specs in staged.specs.values()
+        )
+        if have and have + _places(more) > most:
+            text = f"{have:,} tasks and files of yours are half sent; the limit staged_per_client is {most:,}"
+            raise Refusal(Code.BUSY, text, retry_after_s=_STAGED_RETRY_S)
+
     def _whole(self, session: Session, message: Submit, specs: tuple[TaskSpec, ...], *, in_parts: bool) -> None:
         state = self._state
         if len(specs) > state.settings.limits.batch_tasks:
@@ -93,7 +110,7 @@ class Submissions:
         as_batch = message.as_batch or len(specs) > 1
         digest = submission_digest(specs, as_batch=as_batch)
         key = message.idempotency_key
-        wish = _Wish(session.session, message.request_id, key, specs, as_batch, digest, in_parts)
+        wish = _Wish(session.session, message.request_id, key, specs, as_batch, digest, in_parts, state.refused)
         if submission_hash(session.name, key) not in state.submission_hashes:
             self._accept(session.name, wish)
             return
@@ -145,10 +162,11 @@ class Submissions:
 
     def _accept(self, principal: str, wish: _Wish) -> Submission:
         state = self._state
-        if state.refused is not None:
-            reason, retry_after_s = state.refused
+        refused = state.refused or wish.refused
+        if refused is not None:
+            reason, retry_after_s = refused
             raise Refusal(Code.STORE_FULL, reason, "nothing was accepted; try again later", retry_after_s)
-        check_quota(state, principal, len(wish.specs))
+        check_quota(state, principal, wish.specs)
         tasks = self._checked(principal, wish.specs)
         batch_id = 0
         if wish.as_batch:
@@ -224,14 +242,8 @@ class Submissions:
         return tuple(plans)
 
 
-def check_quota(state: State, principal: str, more: int) -> None:
-    """Raise a Refusal where a principal would have too many live tasks."""
-    most = state.settings.limits.queue_per_client
-    account = state.accounts.get(principal)
-    have = len(account.tasks) if account is not None else 0
-    if have + more > most:
-        text = f"{have:,} of your tasks have not ended and {more:,} would come; the limit queue_per_client is {most:,}"
-        raise Refusal(Code.BUSY, text, "wait for some to end, or cancel some", _RETRY_BUSY_S)
+def _places(specs: tuple[TaskSpec, ...]) -> int:
+    return sum(1 + len(spec.files) for spec in specs)
 
 
 def _too_many(tasks: int, most: int) -> Refusal:

@@ -1,12 +1,14 @@
 """What the core holds, as people and scripts are shown it; every list fits one message."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from koubou_broker.core.state import State
 from koubou_broker.records import Attempt, Event
 from koubou_broker.task import Task
-from koubou_broker.workers import LiveWorker
+from koubou_broker.workers import RELEASING, LiveWorker
+from koubou_common.errors import ErrorClass
+from koubou_common.messages import PROTO_MAX
 from koubou_common.messages.values import (
     AttemptView,
     EventView,
@@ -25,10 +27,12 @@ _EVENTS_MOST = 200  # of a story, the newest
 _MODELS_SHOWN = 4_000  # names over all workers of one message
 _LOADED_SHOWN = 8
 _WORKERS_SHOWN = 500
+# To a peer of protocol 1, which drops a message with a class it does not know: the nearest of those it knows.
+_OLD_WORDS: Mapping[ErrorClass | None, ErrorClass] = {ErrorClass.QUEUE_TIMEOUT: ErrorClass.DEADLINE}
 
 
-def task_view(state: State, task: Task, *, brief: bool) -> TaskView:
-    """A task; `brief` in lists."""
+def task_view(state: State, task: Task, *, brief: bool, proto: int = PROTO_MAX) -> TaskView:
+    """A task for a peer of that protocol version; `brief` in lists."""
     spec = task.spec
     metrics = task.metrics or Metrics()
     tokens = metrics.output_tokens
@@ -51,7 +55,7 @@ def task_view(state: State, task: Task, *, brief: bool) -> TaskView:
         out_path=spec.out_path,
         worker_id=task.worker_id,
         attempts=task.issued,
-        error_class=task.error_class,
+        error_class=_OLD_WORDS.get(task.error_class, task.error_class) if proto < 2 else task.error_class,
         error_message=message,
         submitted_ms=spec.submitted_ms,
         started_ms=task.started_ms,
@@ -63,6 +67,8 @@ def task_view(state: State, task: Task, *, brief: bool) -> TaskView:
         flags=task.flags,
         waiting_for=waiting_for(state, task)[:_LIST_MESSAGE_CHARS],
         output_bytes=task.output_length,
+        error_cause=task.error_cause if task.error_class is not None else None,
+        queue_timeout_s=spec.queue_timeout_s,
     )
 
 
@@ -78,9 +84,9 @@ def waiting_for(state: State, task: Task) -> str:
     candidates = state.router.weigh(task.spec, task.excluded, task.avoid, state.now.mono_s)
     if any(one.available for one in candidates):
         return ""
-    busy = [one.worker_id for one in candidates if one.eligible]
-    if busy:
-        return f"a free slot on {_names(busy)}"
+    eligible = [state.workers[one.worker_id] for one in candidates if one.eligible]
+    if eligible:
+        return _slots_waited_for(eligible)
     able = [
         one for one in candidates if not state.router.misfit(task.spec, task.excluded, state.workers[one.worker_id])
     ]
@@ -138,13 +144,16 @@ def _worker_view(state: State, worker: LiveWorker, models_most: int) -> WorkerVi
     loaded = [normal_model(model.name) for model in health.models if model.loaded]
     silent = bool(worker.session) and not worker.is_alive(now_s, state.settings)
     issue = "stopped answering" if silent else health.issue if worker.session else ""
+    running = worker.in_use
+    if not worker.session:  # away, it runs on: whoever drains it waits for that
+        running = sum(state.attempts[uid].is_current for uid in worker.attempts)
     return WorkerView(
         worker_id=worker.worker_id,
         location=worker.settings.location,
         connected=bool(worker.session) and not silent,
         mode=worker.mode,
         slots=worker.slots,
-        running=worker.in_use,
+        running=running,
         default_model=worker.settings.default_model,
         models=worker.known_models()[:models_most],
         loaded=tuple(loaded[:_LOADED_SHOWN]),
@@ -156,7 +165,7 @@ def _worker_view(state: State, worker: LiveWorker, models_most: int) -> WorkerVi
         latency_ms=worker.latency_ms,
         cooling_down=worker.is_cooling(now_s),
         ollama_version=health.ollama_version,
-        issue=issue,
+        issue=issue or _breaker(worker, now_s),
         address=worker.settings.endpoint_url[:255],
         agent=f"{worker.software} {worker.platform}".strip()[:255],
         can_work=health.can_work,
@@ -167,6 +176,23 @@ def overlaid(state: State, rows: Sequence[Attempt]) -> list[Attempt]:
     """Attempts as read, where the core knows better as they are now."""
     live = [state.attempts.get(row.attempt_uid) for row in rows]
     return [one.record if one is not None else row for one, row in zip(live, rows, strict=True)]
+
+
+def _slots_waited_for(eligible: Sequence[LiveWorker]) -> str:
+    releasing = [worker.worker_id for worker in eligible if worker.is_releasing]
+    occupied = [worker.worker_id for worker in eligible if not worker.is_releasing]
+    parts = [f"a free slot on {_names(occupied)}"] if occupied else []
+    parts += [f"{worker_id} ({RELEASING})" for worker_id in releasing[:5]]
+    return "; ".join(parts)
+
+
+def _breaker(worker: LiveWorker, now_s: float) -> str:
+    """Why a worker cools down; empty: it does not."""
+    if worker.cooling_until_s is None or not worker.is_cooling(now_s):
+        return ""
+    left_s = worker.cooling_until_s - now_s
+    then = f"gets one task to try in {left_s:.0f} s" if left_s > 0 else "one task is being tried"
+    return f"failed {worker.failures_in_row} times in a row (the last: {worker.last_failure}): {then}"
 
 
 def _names(worker_ids: Sequence[str]) -> str:

@@ -20,13 +20,16 @@ class Duration(click.ParamType[float]):
 
     name = "duration"
 
+    def __init__(self, *, may_be_zero: bool = False) -> None:
+        self._may_be_zero = may_be_zero
+
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The duration in seconds."""
         if isinstance(value, int | float):
             return float(value)
         found = _DURATION.fullmatch(str(value).strip().lower())
         seconds = float(found["number"]) * _UNIT_S[found["unit"]] if found else math.nan
-        if not 0 < seconds <= _LONGEST_S:
+        if not 0 <= seconds <= _LONGEST_S or (seconds == 0 and not self._may_be_zero):
             self.fail(f"{value!r} is no duration; write seconds, or 90s, 10m, 1h, 2d.", param, ctx)
         return seconds
 

@@ -58,12 +58,20 @@ _WORDS = {
     ErrorClass.ATTEMPTS_EXHAUSTED: ("every attempt failed", "see them with koubou-ctl show {id}"),
     ErrorClass.POISON: ("worker after worker died on it", "see koubou-ctl show {id} before trying again"),
     ErrorClass.NO_WORKER_LEFT: ("no worker that could run it is left", "see koubou-ctl show {id}"),
+    ErrorClass.QUEUE_TIMEOUT: (
+        "no worker began it in the time it was given",
+        "koubou-ctl retry {id} lets it wait for as long as it takes; koubou-ctl workers list shows who could be there",
+    ),
+    ErrorClass.OTHER: ("it failed in a way that only a newer Koubou has a word for", "see koubou-ctl logs {id}"),
 }
+# Of these the last attempt's failure tells more about the way out than the end itself.
+_ENDED_BY_CAUSE = (ErrorClass.ATTEMPTS_EXHAUSTED, ErrorClass.NO_WORKER_LEFT)
 
 
-def words_of(error_class: ErrorClass) -> str:
-    """What happened, in a user's words."""
-    return _WORDS[error_class][0]
+def words_of(error_class: ErrorClass, cause: ErrorClass | None = None) -> str:
+    """What happened, in a user's words; `cause` is the class of the last attempt's failure."""
+    words = _WORDS[error_class][0]
+    return f"{words}; the last: {_WORDS[cause][0]}" if cause is not None else words
 
 
 def failure_of(task: TaskView) -> KoubouError:
@@ -75,8 +83,11 @@ def failure_of(task: TaskView) -> KoubouError:
         return KoubouError(Code.TASK_FAILED, what, f"open it again: koubou-ctl retry {task.task_id}")
     if task.error_class is None:
         return KoubouError(Code.TASK_FAILED, f"task {task.task_id} failed", f"koubou-ctl show {task.task_id}")
-    words, hint = _WORDS[task.error_class]
-    what = f"task {task.task_id} failed ({task.error_class}): {words}"
+    told_by = task.error_class
+    if told_by in _ENDED_BY_CAUSE and task.error_cause is not None:
+        told_by = task.error_cause
+    hint = _WORDS[told_by][1]
+    what = f"task {task.task_id} failed ({task.error_class}): {words_of(task.error_class, task.error_cause)}"
     if task.worker_id:
         what += f" (on {task.worker_id}, attempt {task.attempts})"
     if task.error_message:

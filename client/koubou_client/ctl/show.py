@@ -52,7 +52,7 @@ def _show_several(output: Output, tasks: list[TaskView]) -> None:
             task.attempts,
             duration(task.finished_ms - task.started_ms) if task.started_ms and task.finished_ms else "-",
             task.target or "-",
-            words_of(task.error_class) if task.error_class else " ".join(task.flags) or "-",
+            words_of(task.error_class, task.error_cause) if task.error_class else " ".join(task.flags) or "-",
         )
         for task in tasks
     ]
@@ -73,6 +73,7 @@ def _say_story(output: Output, story: Story) -> None:
         ("Writes", task.out_path),
         ("Worker", task.worker_id),
         ("Submitted", f"{local_time(task.submitted_ms)} by {task.principal} ({age(task.submitted_ms, now_ms)} ago)"),
+        ("Begins", _begin_limit(task, now_ms)),
         ("Waited", duration(task.started_ms - task.submitted_ms) if task.started_ms else ""),
         ("Ran", duration(task.finished_ms - task.started_ms) if task.started_ms and task.finished_ms else ""),
         ("Tokens", _tokens(task.prompt_tokens, task.thinking_tokens, task.output_tokens)),
@@ -83,7 +84,7 @@ def _say_story(output: Output, story: Story) -> None:
         if value:
             output.say(f"  {name:<10} {value}")
     if task.error_class:
-        output.say(f"  {'Error':<10} {task.error_class}: {words_of(task.error_class)}")
+        output.say(f"  {'Error':<10} {task.error_class}: {words_of(task.error_class, task.error_cause)}")
         if task.error_message:
             output.say(f"  {'':<10} {task.error_message}")
     for attempt in story.attempts:
@@ -127,6 +128,14 @@ def _state(task: TaskView, now_ms: int) -> str:
     if task.not_before_ms > now_ms:
         return f"queued, tries again in {duration(task.not_before_ms - now_ms)}"
     return f"queued, waits for {task.waiting_for}" if task.waiting_for else "queued"
+
+
+def _begin_limit(task: TaskView, now_ms: int) -> str:
+    """By when a worker has to begin it; empty: it has begun, or may wait for ever."""
+    if task.queue_timeout_s is None or task.state is not TaskState.QUEUED or task.attempts:
+        return ""
+    left_ms = task.submitted_ms + round(task.queue_timeout_s * 1_000) - now_ms
+    return f"within {duration(left_ms)}, or not at all"
 
 
 def _tokens(prompt: int, thinking: int, answer: int) -> str:

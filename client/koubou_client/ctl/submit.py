@@ -13,6 +13,7 @@ from koubou_client.ctl.output import OK, Output
 from koubou_client.ctl.params import Duration, model_options_of, pairs_of
 from koubou_client.ctl.views import batch_name, task_json
 from koubou_client.outputs import check_out_path, digest_of
+from koubou_client.pending import PATIENCE_S
 from koubou_client.tasks import TaskDraft, draft_task, new_idempotency_key
 from koubou_common.errors import Code, KoubouError
 from koubou_common.messages import Submitted
@@ -65,6 +66,7 @@ class _SubmitCommand(click.Command):
 @click.option("--option", "options", multiple=True, metavar="K=V", help="A model option: temperature=0.2; repeatable.")
 @click.option("--timeout", type=Duration(), metavar="S", help="Longest time of one attempt: 600, 10m, 1h.")
 @click.option("--deadline", type=Duration(), metavar="S", help="Longest time of the task, from now.")
+@click.option("--queue-timeout", type=Duration(), metavar="S", help="Longest wait for a worker to begin it, from now.")
 @click.option("--max-attempts", type=click.IntRange(1, 20), metavar="N", help="Attempts for passing troubles (5).")
 @click.option("--strict-output", is_flag=True, help="Prose around the file is a failure, not a flag.")
 @click.option("--allow-secrets", is_flag=True, help="Send files that look like secrets all the same.")
@@ -73,6 +75,12 @@ class _SubmitCommand(click.Command):
 @click.option("--wait", "do_wait", is_flag=True, help="Wait; print the output, or write OUT. Ctrl-C detaches.")
 @click.option(
     "--wait-timeout", type=Duration(), metavar="S", help="Give up waiting after S (exit 3); the task goes on."
+)
+@click.option(
+    "--patience",
+    type=Duration(may_be_zero=True),
+    metavar="S",
+    help="Wait so long for a full workshop to take it (10m with --jsonl, --wait or a pipe; else not at all).",
 )
 @click.option("--dry-run", is_flag=True, help="Say where it would go and why; submit nothing.")
 @click.option("--jsonl", metavar="FILE|-", help="One task a line; all are accepted or none.")
@@ -102,7 +110,8 @@ def command(output: Output, /, *, jsonl: str | None, **given: Any) -> int:
         )
         if given["dry_run"]:
             return plan.show_one(output, client.preview([draft])[0])
-        accepted = _submit(client, [draft], given["idempotency_key"], as_batch=False)
+        patience_s = _patience_s(output, given)
+        accepted = _submit(output, client, [draft], given["idempotency_key"], patience_s, as_batch=False)
         task_id = accepted.tasks[0].task_id
         if given["do_wait"]:
             return finish_one(output, client, task_id, root, timeout_s=given["wait_timeout"])
@@ -134,7 +143,9 @@ def _submit_lines(output: Output, jsonl: str, root: Path, given: dict[str, Any])
         )
         if given["dry_run"]:
             return plan.show_many(output, drafts, client.preview([line.draft for line in drafts]), name)
-        accepted = _submit(client, [line.draft for line in drafts], given["idempotency_key"], as_batch=True)
+        patience_s = PATIENCE_S if given["patience"] is None else given["patience"]
+        key = given["idempotency_key"]
+        accepted = _submit(output, client, [line.draft for line in drafts], key, patience_s, as_batch=True)
         if given["do_wait"]:
             return finish_batch(output, client, accepted, root, timeout_s=given["wait_timeout"])
         _tell_batch(output, accepted)
@@ -154,6 +165,7 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
         "options": model_options_of(given["options"]) or None,
         "timeout_s": given["timeout"],
         "deadline_s": given["deadline"],
+        "queue_timeout_s": given["queue_timeout"],
         "max_attempts": given["max_attempts"],
         "strict_output": given["strict_output"] or None,
     }
@@ -199,10 +211,29 @@ def _check_out(out: str | None, root: Path, *, force: bool) -> tuple[str, str]:
     return name, digest
 
 
-def _submit(client: "Client", drafts: Sequence[TaskDraft], key: str | None, *, as_batch: bool) -> Submitted:
+def _patience_s(output: Output, given: dict[str, Any]) -> float:
+    """Who sits at a terminal and waits for nothing is told at once; a script is better served by waiting."""
+    if given["patience"] is not None:
+        return float(given["patience"])
+    return PATIENCE_S if given["do_wait"] or not output.is_terminal else 0.0
+
+
+def _submit(
+    output: Output,
+    client: "Client",
+    drafts: Sequence[TaskDraft],
+    key: str | None,
+    patience_s: float,
+    *,
+    as_batch: bool,
+) -> Submitted:
     key = key or new_idempotency_key()
+
+    def on_wait(error: KoubouError, wait_s: float) -> None:
+        output.note(f"the workshop takes no new tasks: {error.message}; trying again in {wait_s:.0f} s")
+
     try:
-        accepted = client.submit_drafts(drafts, key=key, as_batch=as_batch)
+        accepted = client.submit_drafts(drafts, key=key, as_batch=as_batch, patience_s=patience_s, on_wait=on_wait)
     except KeyboardInterrupt:
         raise KoubouError(
             Code.DETACHED,

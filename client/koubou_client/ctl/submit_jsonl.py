@@ -220,6 +220,7 @@ _FIELDS: Mapping[str, _Field] = {
     "min_context": _Field("min_context", lambda value: _is_whole(value) and value >= 0, "a whole number"),
     "timeout": _Field("timeout_s", _is_positive, "a number of seconds"),
     "deadline": _Field("deadline_s", _is_positive, "a number of seconds"),
+    "queue_timeout": _Field("queue_timeout_s", _is_positive, "a number of seconds"),
     "max_attempts": _Field("max_attempts", lambda value: _is_whole(value) and 1 <= value <= 20, "1 to 20"),
     "strict_output": _Field("strict_output", lambda value: isinstance(value, bool), "true or false"),
 }

@@ -10,7 +10,8 @@ def task_json(task: TaskView, output: str | None = None) -> dict[str, Any]:
     """A task; `output` where it was asked for and there is one."""
     error = None
     if task.error_class is not None:
-        error = {"class": task.error_class.value, "message": task.error_message}
+        cause = task.error_cause.value if task.error_cause is not None else None
+        error = {"class": task.error_class.value, "cause": cause, "message": task.error_message}
     return {
         "id": task.task_id,
         "batch": batch_name(task.batch_id) if task.batch_id else None,

@@ -2,7 +2,11 @@
 
 from koubou_common.messages.agent import AgentHello, Failure, Goodbye, Heartbeat, Result
 from koubou_common.messages.broker import (
+    UNASKED,
     Abort,
+    BackupEnded,
+    BackupMade,
+    BackupPart,
     Changes,
     ClientWelcome,
     Dispatch,
@@ -11,8 +15,10 @@ from koubou_common.messages.broker import (
     HeartbeatAck,
     Invited,
     Keys,
+    ParkedWork,
     PartStaged,
     Preview,
+    Purged,
     Removed,
     ResultStored,
     Status,
@@ -28,14 +34,19 @@ from koubou_common.messages.broker import (
 from koubou_common.messages.client import (
     Cancel,
     ClientHello,
+    EndBackup,
     Enrol,
+    GetBackupPart,
     GetKeys,
+    GetParked,
     GetResult,
     GetStatus,
     GetStory,
     GetTasks,
     GetWorkers,
     Invite,
+    MakeBackup,
+    Purge,
     RemoveWorker,
     Retry,
     RevokeKey,
@@ -45,7 +56,8 @@ from koubou_common.messages.client import (
 )
 from koubou_common.messages.shared import BlobChunk, BlobGet, BlobMissing
 
-PROTO_MIN, PROTO_MAX = 1, 1  # protocol versions spoken by this release
+# Protocol versions spoken by this release. 1: 0.1.0, which drops a message with an error class that it does not know.
+PROTO_MIN, PROTO_MAX = 1, 2
 
 BlobMessage = BlobGet | BlobChunk | BlobMissing
 FromAgent = AgentHello | Heartbeat | Result | Failure | Goodbye
@@ -66,6 +78,11 @@ FromClient = (
     | Enrol
     | GetKeys
     | RevokeKey
+    | MakeBackup
+    | GetBackupPart
+    | EndBackup
+    | Purge
+    | GetParked
 )
 ToAgent = Welcome | Dispatch | Abort | ResultStored | HeartbeatAck | Removed | Error
 ToClient = (
@@ -84,6 +101,11 @@ ToClient = (
     | Invited
     | Enrolled
     | Keys
+    | BackupMade
+    | BackupPart
+    | BackupEnded
+    | Purged
+    | ParkedWork
     | Error
 )
 ToBroker = FromAgent | FromClient | BlobMessage
@@ -93,8 +115,12 @@ Message = ToBroker | FromBroker
 __all__ = [
     "PROTO_MAX",
     "PROTO_MIN",
+    "UNASKED",
     "Abort",
     "AgentHello",
+    "BackupEnded",
+    "BackupMade",
+    "BackupPart",
     "BlobChunk",
     "BlobGet",
     "BlobMessage",
@@ -104,6 +130,7 @@ __all__ = [
     "ClientHello",
     "ClientWelcome",
     "Dispatch",
+    "EndBackup",
     "Enrol",
     "Enrolled",
     "Error",
@@ -111,7 +138,9 @@ __all__ = [
     "FromAgent",
     "FromBroker",
     "FromClient",
+    "GetBackupPart",
     "GetKeys",
+    "GetParked",
     "GetResult",
     "GetStatus",
     "GetStory",
@@ -123,9 +152,13 @@ __all__ = [
     "Invite",
     "Invited",
     "Keys",
+    "MakeBackup",
     "Message",
+    "ParkedWork",
     "PartStaged",
     "Preview",
+    "Purge",
+    "Purged",
     "RemoveWorker",
     "Removed",
     "Result",

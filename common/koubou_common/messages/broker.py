@@ -6,6 +6,7 @@ from typing import Annotated
 from koubou_common.errors import Code
 from koubou_common.messages.limits import (
     BATCH_TASKS,
+    PAGE_PARKED,
     PAGE_TASKS,
     PART_TASKS,
     TASK_FILES,
@@ -19,6 +20,7 @@ from koubou_common.messages.limits import (
     RequestId,
     Seconds,
     Sentence,
+    Sha256,
     Uid,
     Word,
 )
@@ -28,11 +30,13 @@ from koubou_common.messages.values import (
     AttemptView,
     Body,
     Change,
+    Chunk,
     Disposition,
     EventView,
     File,
     KeyView,
     Option,
+    ParkedView,
     Plan,
     Role,
     StateCount,
@@ -107,9 +111,12 @@ class ResultStored:
     disposition: Disposition
 
 
+UNASKED = 0  # `sent_ms` of a HeartbeatAck that answers no heartbeat
+
+
 @dataclass(frozen=True, slots=True)
 class HeartbeatAck:
-    """The broker lives too; `mode` is what the operator wants of the worker."""
+    """The broker lives too; `mode` is what the operator wants of the worker. Unasked when that changes."""
 
     sent_ms: Millis
     mode: WorkerMode
@@ -132,6 +139,10 @@ class ClientWelcome:
     file_bytes: Counter
     task_bytes: Counter
     task_files: Counter
+    # Where the database was restored from a backup: ids from the first up to the end may be of tasks that are gone.
+    restored_ms: Millis = 0  # 0: never
+    lost_first_id: Counter = 0
+    lost_end_id: Counter = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,3 +279,54 @@ class Keys:
 
     request_id: RequestId
     keys: Annotated[tuple[KeyView, ...], Count(10_000)]
+
+
+@dataclass(frozen=True, slots=True)
+class BackupMade:
+    """The copy is whole, checked, and can be had in pieces of CHUNK_BYTES."""
+
+    request_id: RequestId
+    size_bytes: Counter
+    sha256: Sha256
+    tasks: Counter
+    term_epoch: Counter  # the broker's term that is in it; the envelope has an `epoch` of its own
+    took_ms: Millis
+
+
+@dataclass(frozen=True, slots=True)
+class BackupPart:
+    """Piece `index` of a backup; every piece but the last has CHUNK_BYTES."""
+
+    request_id: RequestId
+    index: Counter
+    data: Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class BackupEnded:
+    """The broker does not keep the copy any more."""
+
+    request_id: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """What was removed, durably; `refused` are the tasks that were left as they are, and why."""
+
+    request_id: RequestId
+    tasks: Counter  # of which something was removed
+    texts: Counter  # prompts, files, outputs that are gone from the database
+    size_bytes: Counter  # of these texts
+    shared: Counter  # texts that stay: other tasks or submissions under way use them too
+    is_log_empty: bool  # false: a reader held the write-ahead log, which holds the texts until it is written anew
+    refused: Annotated[tuple[Change, ...], Count(BATCH_TASKS)] = ()
+    missing: Annotated[tuple[Id, ...], Count(BATCH_TASKS)] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedWork:
+    """Outcomes kept apart, newest first; `total` of all there are."""
+
+    request_id: RequestId
+    outcomes: Annotated[tuple[ParkedView, ...], Count(PAGE_PARKED)]
+    total: Counter

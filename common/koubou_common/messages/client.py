@@ -169,3 +169,46 @@ class RevokeKey:
 
     request_id: RequestId
     name: Word
+
+
+@dataclass(frozen=True, slots=True)
+class MakeBackup:
+    """Operator: copy the database beside itself; answered with BackupMade, repeated as often as it is asked."""
+
+    request_id: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class GetBackupPart:
+    """Operator: one piece of the copy that MakeBackup `backup` made; answered with BackupPart."""
+
+    request_id: RequestId
+    backup: RequestId
+    index: Counter
+
+
+@dataclass(frozen=True, slots=True)
+class EndBackup:
+    """Operator: the copy is not needed any more; answered with BackupEnded."""
+
+    request_id: RequestId
+    backup: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """Remove ended tasks' inputs and outputs for good, or all that is known of them; answered with Purged."""
+
+    request_id: RequestId
+    task_ids: Annotated[tuple[Id, ...], Count(BATCH_TASKS)] = ()
+    batch_id: Counter = 0
+    history: bool = False  # the record too, not only prompt, files and output
+
+
+@dataclass(frozen=True, slots=True)
+class GetParked:
+    """Operator: outcomes of attempts that the database does not know; answered with ParkedWork."""
+
+    request_id: RequestId
+    attempt_uid: Annotated[str, Chars(32)] = ""  # empty: all, a page at a time
+    skip: Counter = 0

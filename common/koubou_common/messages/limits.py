@@ -5,6 +5,7 @@ from typing import Annotated
 
 KIB = 1024
 MIB = 1024 * KIB
+GIB = 1024 * MIB
 
 MESSAGE_BYTES = 1_000_000  # one frame; libzmq's MAXMSGSIZE: a stranger can make us buffer no more than this
 INLINE_BYTES = 256 * KIB  # bodies travel inside a message while it stays below: one round trip
@@ -22,6 +23,7 @@ LOG_BYTES = 16 * KIB  # the end of gemini-repo-cli's log, without prompts
 BATCH_TASKS = 10_000  # one submission; more is several batches
 PART_TASKS = 500  # tasks in one message of a submission
 PAGE_TASKS = 200  # tasks in one page of a listing
+PAGE_PARKED = 100  # parked outcomes in one page: their details are long
 
 PRIORITY_LOWEST, PRIORITY_HIGHEST, PRIORITY_DEFAULT = 1, 10, 5
 MIN_NUM_CTX = 256  # below, Ollama answers 200 with a window of a few tokens (facts: recorded)

@@ -127,7 +127,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """What a person asks for. `priority`, `deadline_s` and `custom_id` are not part of its digest."""
+    """What a person asks for. How urgent it is and what it is called are not part of its digest."""
 
     prompt: Body
     files: Annotated[tuple[File, ...], Count(TASK_FILES)] = ()
@@ -147,6 +147,7 @@ class TaskSpec:
     custom_id: Name = ""
     out_path: Name = ""  # where the client will write the output; the broker only keeps it
     out_digest: Annotated[str, Chars(64)] = ""  # sha256, hex, of the file there at submit; empty: none
+    queue_timeout_s: Seconds | None = None  # from the submission until the first attempt begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,7 @@ class AgentStatus:
     spooled: Annotated[tuple[Uid, ...], Count(10_000)] = ()
     free_slots: Counter = 0
     last_dispatch: Counter = 0  # number of the last Dispatch received in this session
+    releasing: Counter = 0  # slots that are not free although no attempt has them: Ollama is not done with a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +267,8 @@ class TaskView:
     flags: Annotated[tuple[Word, ...], Count(16)]
     waiting_for: Sentence  # why it is not running yet; empty: nothing special
     output_bytes: Counter
+    error_cause: ErrorClass | None = None  # of the last failed attempt, where the broker ended the task
+    queue_timeout_s: Seconds | None = None  # as submitted; None: it may wait for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,6 +407,17 @@ class Change:
     state: TaskState  # now recorded
     changed: bool
     message: Sentence
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedView:
+    """A delivered outcome of an attempt that the database does not know."""
+
+    uid: Uid
+    worker_id: Word
+    at_ms: Millis
+    body: Body | None  # all the model said; None: it failed, or the text is no longer kept
+    detail: Sentence
 
 
 Chunk = Annotated[bytes, Size(CHUNK_BYTES)]

@@ -46,7 +46,21 @@ class BrokerLimits(SettingsModel):
     name_bytes: int = Field(
         255, ge=1, le=255, description="Longest name of a file, target, repository or model, in bytes."
     )
-    queue_per_client: int = Field(100_000, ge=1, le=10_000_000, description="Tasks of one key that are not ended.")
+    queue_tasks: int = Field(
+        200_000, ge=1, le=10_000_000, description="Tasks that have not ended, of all clients together."
+    )
+    queue_per_client: int = Field(100_000, ge=1, le=10_000_000, description="Tasks of one client that have not ended.")
+    files_per_client: int = Field(
+        1_000_000, ge=1, le=100_000_000, description="Context files named by one client's tasks that have not ended."
+    )
+    bytes_per_client: Bytes = Field(
+        4 * _GIB,
+        description="Prompts and files of one client's tasks that have not ended, each text once, in bytes.",
+    )
+    unreferenced_bytes_per_client: Bytes = Field(
+        2 * _GIB,
+        description="What one client may send within a day for submissions that are not accepted, in bytes.",
+    )
     max_workers: int = Field(
         256,
         ge=1,
@@ -54,6 +68,7 @@ class BrokerLimits(SettingsModel):
         description="Workers that may be enrolled, whatever workers.yaml says.",
     )
     max_sessions: int = Field(1_000, ge=1, le=65_535, description="Agents and clients connected at the same time.")
+    sessions_per_client: int = Field(64, ge=1, le=65_535, description="Connections of one client at the same time.")
 
 
 class Retry(SettingsModel):
@@ -157,6 +172,9 @@ _ORDERS: tuple[tuple[Route, int, Route, str], ...] = (
     (("heartbeat_s",), 2, ("lease_s",), "one lost sign of life would end an attempt"),
     (("limits", "prompt_bytes"), 1, ("limits", "task_bytes"), "a task holds its prompt"),
     (("limits", "file_bytes"), 1, ("limits", "task_bytes"), "a task holds its files"),
+    (("limits", "queue_per_client"), 1, ("limits", "queue_tasks"), "the whole queue holds it"),
+    (("limits", "task_bytes"), 1, ("limits", "bytes_per_client"), "one task would be too much"),
+    (("limits", "task_bytes"), 1, ("limits", "unreferenced_bytes_per_client"), "one task would be too much"),
     (("retry", "transient_attempts"), 1, ("retry", "total_attempts"), "the total counts them too"),
     (("retry", "backoff_base_s"), 1, ("retry", "backoff_cap_s"), "the cap would always hold"),
     (("retention", "bodies_days"), 1, ("retention", "history_days"), "bodies go with their record"),
