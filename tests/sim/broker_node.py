@@ -1,233 +1,214 @@
-"""The broker of the simulation: the real core, a modelled store, sends released when they are durable."""
+"""The broker's host: its disk, the processes that run on it, and what befalls them: crashes, power cuts, restores."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from koubou_broker.core import Core, CoreSettings
-from koubou_broker.effects import Alert, Allow, Close, Effect, Found, Lookup, Now, Peer, Revoke, Save, Send
-from koubou_broker.records import Record
-from koubou_common.codec import decode, encode
-from koubou_common.messages import (
-    Changes,
-    Dispatch,
-    FromBroker,
-    Message,
-    ResultStored,
-    Submitted,
-)
-from koubou_common.messages.values import Disposition, TaskState
+from koubou_broker.core import CoreSettings
+from koubou_broker.lock import RESTORED_MARK
+from koubou_common.messages import Message
+from koubou_common.messages.values import Role
+from sim.bugs import Bugs
+from sim.core_process import CoreProcess
+from sim.disk import Disk
+from sim.process import HEARTBEAT_TIMEOUT_S, Connection, Process, Start
+from sim.server_node import ServerProcess
 from sim.world import World
 from support.shelf import Shelf
 
-Reaches = Callable[[FromBroker, int], None]  # a message and its epoch arrive at a peer
+__all__ = ["BrokerNode", "Bugs", "Connection"]
 
-
-@dataclass(slots=True)
-class Connection:
-    """One peer's connection: a new one after every break."""
-
-    node: str
-    peer: Peer
-    reaches: Reaches
-    broken: Callable[[], None]
-    alive: bool = True
-
-
-@dataclass(slots=True)
-class Bugs:
-    """Bugs planted in this node; the cores' own are planted by `bugs.py`."""
-
-    speaks_before_store: bool = False
-    forgets_saves: float = 0.0  # share of commits that lose their rows although they are said to be durable
+_RESTART_S = (0.1, 0.5, 3.0, 10.0, 40.0, 100.0)  # from systemd's answer to beyond the lease
+_LOOK_S = 5.0  # how often a broker looks whether another has begun its term
+_PAUSE_S = (5.0, 40.0)
+_FOUND_S = 60.0  # until somebody finds that the old broker is awake again
+_TO_THE_OLD = 0.2  # of the peers' attempts that find the process which was replaced
 
 
 @dataclass(slots=True)
 class BrokerNode:
-    """Crashes at any instant: between receiving and committing, committing and speaking."""
+    """At most one process is the broker; those it replaced may not know yet."""
 
     world: World
     settings: CoreSettings
-    disk: Shelf
-    wire: bool  # messages pass the codec
+    disk: Disk
+    is_whole: bool  # the whole server around the core, and messages as bytes
     bugs: Bugs = field(default_factory=Bugs)
-    core: Core | None = None
+    process: Process | None = None
     starts: int = 0
-    _connections: dict[int, Connection] = field(default_factory=dict)
-    _next_session: int = 1
-    _batch: list[Effect] = field(default_factory=list)
-    _committing: bool = False
-    _tick_at_s: float | None = None
+    #: the epoch of the term that began with a restored database; 0: none was restored
+    restored_epoch: int = 0
+    on_restore: Callable[[], None] = lambda: None  # the older disk is in place, nobody knows yet
+    _replaced: list[Process] = field(default_factory=list)
+    _stranded: Process | None = None  # on a host of its own, with a disk of its own
+    _backup: Shelf | None = None
+    _was_replaced: bool = False
 
     def start(self) -> None:
         """A new process on the same disk."""
+        if self.process is not None:
+            return
         self.starts += 1
-        self.core = Core(
-            self.settings, self.disk.snapshot(self.starts), self.world.seed * 1_000 + self.starts, self._now()
-        )
-        self._committing = False
-        self._batch = []
-        self._tick_at_s = None
-        self._take(self.core.start())
+        term = self.disk.begin_term()
+        if term.was_restored or self._was_replaced:
+            self.restored_epoch = term.epoch
+            self._was_replaced = False
+        seed = self.world.seed * 1_000 + self.starts
+        kind = ServerProcess if self.is_whole else CoreProcess
+        self.world.note(f"broker starts, epoch {term.epoch}{', restored' if term.was_restored else ''}")
+        self.process = kind(Start(self.world, self.disk, term, self.settings, seed, self.bugs, self._died))
+        for old in self._replaced:
+            old.is_replaced = True
+        self.process.begin()
+
+    def connect(
+        self,
+        node: str,
+        public_key: str,
+        reaches: Callable[[Message, int, Connection], None],
+        broken: Callable[[Connection], None],
+    ) -> Connection | None:
+        """A new connection; None where nobody answers, or the key is not let in."""
+        process = self.process
+        awake = [one for one in self._replaced if one.is_alive and not one.is_paused]
+        if awake and self.world.happens(_TO_THE_OLD):
+            process = awake[0]
+        if process is None or process.is_paused or self.world.is_cut_off(node) or not process.admits(public_key):
+            return None
+        connection = Connection(process, node, public_key, reaches, broken)
+        process.accept(connection)
+        return connection
+
+    def admits(self, public_key: str) -> bool | None:
+        """Whether the broker lets a key in; None while there is none to say."""
+        if self.process is None or self.process.is_paused:
+            return None
+        return self.process.admits(public_key)
+
+    def has_removed(self, public_key: str, epoch: int) -> bool:
+        """Whether a worker's key is good no more, or was so for a broker whose database was taken back since."""
+        row = self.disk.now.principals.get(public_key)
+        is_good = row is not None and not row.revoked_ms and row.role is Role.WORKER
+        return not is_good or epoch < self.restored_epoch
 
     def crash(self) -> None:
-        """Everything in memory is gone, at once."""
-        if self.core is None:
+        """kill -9."""
+        if self.process is not None:
+            self.world.note("broker crashes")
+            self.process.kill()
+
+    def power_cut(self) -> None:
+        """The host goes dark: processes, and what was not synced."""
+        self.world.note("the broker's host loses its power")
+        for process in (*self._replaced, *([self.process] if self.process else [])):
+            process.kill(silently=True)
+        self.disk.power_cut()
+
+    def pause(self) -> None:
+        """SIGSTOP, or suspend."""
+        if self.process is not None:
+            length_s = self.world.draws.uniform(*_PAUSE_S)
+            self.process.pause(length_s, is_suspend=self.world.draws.random() < 0.3)
+
+    def take_over(self) -> None:
+        """A second broker begins, while the first one stands still and does not know."""
+        old = self.process
+        if old is None or old.is_paused:
             return
-        self.world.note("broker crashes")
-        self.core = None
-        for connection in self._connections.values():
-            connection.alive = False
-            self.world.after(self.world.latency_s(), connection.broken)
-        self._connections = {}
-        self.world.after(self.world.draws.choice((0.5, 3.0, 40.0)), self.start)
+        length_s = self.world.draws.uniform(2.0, 60.0)
+        self.world.note("a second broker takes over")
+        old.pause(length_s, is_suspend=False)
+        self._replaced.append(old)
+        self.process = None
+        old.after(_LOOK_S, lambda: self._look_at_epoch(old))
+        for connection in list(old.connections):
+            self.world.after(self.world.draws.uniform(0.1, 5.0), _cut(connection, length_s))
+        self.world.after(self.world.draws.uniform(0.1, 5.0), self.start)
 
-    def connect(self, node: str, peer: Peer, reaches: Reaches, broken: Callable[[], None]) -> int | None:
-        """A new connection's number; None while the broker is down."""
-        if self.core is None:
-            return None
-        number = self._next_session
-        self._next_session += 1
-        self._connections[number] = Connection(node, peer, reaches, broken)
-        return number
+    def back_up(self) -> None:
+        """`koubou-ctl backup`."""
+        self._backup = self.disk.back_up()
 
-    def arrives(self, number: int, message: Message) -> None:
-        """A peer's message reaches the broker, if it and the connection still are."""
-        connection = self._connections.get(number)
-        if self.core is None or connection is None or not connection.alive:
+    def restore(self) -> None:
+        """Stop the broker, put the backup in the place of its database; it starts some time later."""
+        if self._backup is None or self.process is None or self._replaced or self._stranded:
             return
-        if self.wire:
-            message = decode(encode(message)).message
-        self.world.note(f"{connection.node} -> broker: {message!r:.300}")
-        self._take(self.core.receive(connection.peer, number, message, self._now()))  # type: ignore[arg-type]  # peers send only these
+        self.world.note("an older copy of the database is put in place")
+        backup, self._backup = self._backup, None
+        self.process.note_progress(at_once=True)
+        self.restored_epoch = self.process.epoch + 1  # the next term's is no lower
+        if self.world.happens(self.world.faults.split):
+            self._move_away(self.process, backup)
+        else:
+            self.process.kill()
+            self.disk.put_in_place(backup)
+        self._was_replaced = True
+        self.on_restore()
 
-    def disconnect(self, number: int) -> None:
-        """A peer closed its connection (or its process died): ZeroMQ tells the broker nothing."""
-        connection = self._connections.get(number)
-        if connection is not None:
-            connection.alive = False
+    def _move_away(self, old: Process, backup: Shelf) -> None:
+        """The broker goes on elsewhere; the old one wakes on its own disk, and nothing fences it until it is found."""
+        length_s = self.world.draws.uniform(2.0, 60.0)
+        if not old.pause(length_s, is_suspend=False):
+            old.kill()
+        else:
+            self._stranded = old
+            for connection in list(old.connections):
+                self.world.after(self.world.draws.uniform(0.1, 5.0), _cut(connection, length_s))
+            self.world.after(length_s + _FOUND_S, old.kill)
+            self.world.after(self.world.draws.uniform(0.1, 5.0), self.start)
+        self.process = None
+        backup.meta[RESTORED_MARK] = 1  # as `koubou-broker restore` leaves it
+        self.disk = self.disk.on_another_host(backup)
 
-    def _now(self) -> Now:
-        return Now(self.world.now_s, self.world.wall_ms)
+    def fill_disk(self) -> None:
+        """No space, for a while."""
+        self.disk.is_full = True
+        self.world.note("the broker's disk is full")
 
-    def _take(self, effects: list[Effect]) -> None:
-        assert self.core is not None
-        self.core.check()
-        self._batch += effects
-        self._plan_tick()
-        if self.bugs.speaks_before_store:
-            self._release([effect for effect in effects if isinstance(effect, Send)], check=False)
-        if not self._committing:
-            self._commit()
+        def free() -> None:
+            self.disk.is_full = False
+            self.world.note("the broker's disk has room again")
 
-    def _commit(self) -> None:
-        """Everything gathered meanwhile is one transaction, as in the real store thread."""
-        if not self._batch or self.core is None:
-            return
-        core, batch, self._batch = self.core, self._batch, []
-        number = core.end_batch()
-        self._committing = True
-        records: list[Record] = [record for effect in batch if isinstance(effect, Save) for record in effect.records]
+        self.world.after(self.world.draws.choice((3.0, 30.0, 90.0)), free)
 
-        def durable() -> None:
-            if self.core is not core:
-                return  # the crash came first: nothing of this happened
-            if self.world.draws.random() >= self.bugs.forgets_saves:
-                for record in records:
-                    self.disk.put(record)
-            self.world.after(self.world.draws.expovariate(1 / 0.001), told)
+    def lock_database(self) -> None:
+        """Another program holds the database's lock, for a while."""
+        length_s = self.world.draws.choice((2.0, 20.0, 90.0))
+        self.world.note(f"the database is locked for {length_s:g} s")
+        self.disk.busy_until_s = self.world.now_s + length_s
 
-        def told() -> None:
-            if self.core is not core:
-                return  # committed, and nobody was told
-            self._committing = False
-            self._take_quietly(core.durable(number, self._now()))
-            self._release(batch, check=True)
-            self._commit()
+    def heal(self) -> None:
+        """Nothing is wrong with the host any more."""
+        self.disk.is_full = False
+        self.disk.busy_until_s = 0.0
+        self.start()
 
-        self.world.after(self.world.draws.expovariate(1 / self.world.faults.commit_s), durable)
+    def _look_at_epoch(self, process: Process) -> None:
+        def look() -> None:
+            if self.disk.now.meta["epoch"] != process.epoch:
+                self.world.note("a broker finds that it was replaced")
+                process.kill()
+            else:
+                process.after(_LOOK_S, lambda: self._look_at_epoch(process))
 
-    def _take_quietly(self, effects: list[Effect]) -> None:
-        self._batch += effects
-        self._plan_tick()
+        # Not at once when it wakes: it speaks before it looks.
+        process.after(self.world.draws.uniform(0.0, _LOOK_S), look)
 
-    def _release(self, effects: list[Effect], *, check: bool) -> None:
-        for effect in effects:
-            match effect:
-                case Send(session, message):
-                    if check and not self.bugs.forgets_saves:
-                        self._check_promise(message)
-                    if check and self.bugs.speaks_before_store:
-                        continue
-                    self._send(session, message)
-                case Lookup(token, query):
-                    found = self.disk.find(query)
-                    self.world.after(self.world.draws.expovariate(1 / 0.002), self._found(self.core, token, found))
-                case Close(session):
-                    self._connections.pop(session, None)
-                case Save() | Alert() | Allow() | Revoke():
-                    pass
+    def _died(self, process: Process) -> None:
+        if process in self._replaced:
+            self._replaced.remove(process)
+        if process is self._stranded:
+            self._stranded = None
+        if process is self.process:
+            self.process = None
+            longest_s = self.world.draws.choice(_RESTART_S)
+            self.world.after(0.1 if self.world.healed else longest_s, self.start)
 
-    def _found(self, core: Core | None, token: int, found: Found) -> Callable[[], None]:
-        def arrive() -> None:
-            if core is not None and self.core is core:
-                self._take(core.found(token, found, self._now()))
 
-        return arrive
+def _cut(connection: Connection, length_s: float) -> Callable[[], None]:
+    def cut() -> None:
+        if connection.is_open:
+            # The old process goes on speaking into it when it wakes, until it notices.
+            connection.close(unnoticed_s=length_s + HEARTBEAT_TIMEOUT_S)
+            connection.broken(connection)
 
-    def _send(self, session: int, message: FromBroker) -> None:
-        connection = self._connections.get(session)
-        if connection is None:
-            return
-        if not connection.alive:
-            # The ROUTER notices only now (EHOSTUNREACH).
-            del self._connections[session]
-            assert self.core is not None
-            self._take_quietly(self.core.closed(session, self._now()))
-            return
-        epoch = self.starts
-        if self.wire:
-            message = decode(encode(message, epoch)).message  # type: ignore[assignment]  # what went in comes out
-
-        def arrive() -> None:
-            if connection.alive:
-                self.world.note(f"broker -> {connection.node}: {message!r:.300}")
-                connection.reaches(message, epoch)
-
-        self.world.deliver(connection.node, arrive)
-
-    def _plan_tick(self) -> None:
-        assert self.core is not None
-        deadline = self.core.next_deadline
-        if deadline is None or (self._tick_at_s is not None and self._tick_at_s <= deadline):
-            return
-        core = self.core
-        self._tick_at_s = deadline
-
-        def tick() -> None:
-            if self.core is core and self._tick_at_s == deadline:
-                self._tick_at_s = None
-                self._take(core.tick(self._now()))
-
-        self.world.after(max(0.0, deadline - self.world.now_s) + 0.001, tick)
-
-    def _check_promise(self, message: FromBroker) -> None:
-        """Law 1: what is said is on disk."""
-        disk = self.disk
-        match message:
-            case Submitted(tasks=tasks):
-                for task in tasks:
-                    assert task.task_id in disk.tasks, f"task {task.task_id} is acknowledged and not on disk"
-            case Dispatch(attempt_uid=uid):
-                assert uid in disk.attempts, f"attempt {uid} is dispatched and not on disk"
-            case ResultStored(uid, disposition):
-                if disposition is Disposition.PARKED:
-                    assert uid in disk.parked, f"attempt {uid} is said to be parked and is not"
-                else:
-                    assert uid in disk.attempts, f"attempt {uid} is unknown, its result said to be stored"
-            case Changes(changes=changes):
-                for change in changes:
-                    recorded = disk.progress[change.task_id]
-                    if change.changed and change.state is TaskState.CANCELLED:
-                        assert recorded.state.is_terminal or recorded.generation > 1, f"{change} is not on disk"
-            case _:
-                pass
+    return cut

@@ -1,204 +1,321 @@
 """A client of the simulation: submits, repeats until answered, cancels, retries, and remembers what it was told."""
 
 import hashlib
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-from koubou_broker.effects import Peer
-from koubou_common.errors import Code
+from koubou_client.tasks import TaskDraft, parts_of
+from koubou_common.errors import Code, KoubouError
 from koubou_common.messages import (
     Cancel,
     Changes,
-    ClientHello,
-    ClientWelcome,
     Error,
-    FromBroker,
+    GetResult,
     GetTasks,
+    Message,
+    PartStaged,
     Retry,
     Submit,
     Submitted,
     TaskChanged,
+    TaskResult,
     Tasks,
     Watch,
     Watching,
 )
-from koubou_common.messages.values import Body, Role, TaskMark, TaskSpec, TaskState
+from koubou_common.messages.values import Body, File, TaskMark, TaskSpec, TaskState
+from sim.agent_node import Work
+from sim.bodies import a_text
 from sim.broker_node import BrokerNode
+from sim.store_node import UNSTORABLE
+from sim.talker import Request, Talker
 from sim.world import World
 
-_REPEAT_S = 4.0
 _ASK_S = 30.0  # what a lost TaskChanged would have said
+_PAGE = 200
 
 
 @dataclass(slots=True)
-class ClientNode:
-    """Its journal survives its crashes: keys before they are sent, ids when they are acknowledged."""
+class Wish:
+    """A submission as it is journalled before it is sent: the tasks, by the part they travel in."""
 
-    world: World
-    broker: BrokerNode
-    name: str
-    keys: list[str] = field(default_factory=list)
-    sizes: dict[str, int] = field(default_factory=dict)  # tasks a submission
-    accepted: dict[str, tuple[int, ...]] = field(default_factory=dict)  # key -> task ids
-    told: dict[int, TaskState] = field(default_factory=dict)  # how a task ended, as the broker said
-    cancelled: set[int] = field(default_factory=set)  # cancels the broker has acknowledged
-    retried: set[int] = field(default_factory=set)
-    _connection: int | None = None
-    _welcome: bool = False
-    _lives: int = 0
-    _pending: dict[str, Any] = field(default_factory=dict)
-    _asked_at_s: float = 0.0
-    _requests: int = 0
+    key: str
+    parts: list[list[TaskDraft]]
+    sent: str = ""  # request_id of the part under way
+    part: int = 0
 
     @property
-    def peer(self) -> Peer:
-        """Its key and name."""
-        return Peer(self.name.ljust(40, "c"), self.name, Role.CLIENT)
+    def is_batch(self) -> bool:
+        """Whether it is more than one task."""
+        return sum(len(part) for part in self.parts) > 1
 
-    def start(self) -> None:
-        """Begin, or begin again after a crash."""
-        self._lives += 1
-        self._connection = None
-        self._welcome = False
-        self._pending = {}
-        for key in self.keys:
-            if key not in self.accepted:
-                self._submit(key)
-        life = self._lives
 
-        def beat() -> None:
-            if self._lives == life:
-                self._beat()
-                self.world.after(_REPEAT_S, beat)
+@dataclass(frozen=True, slots=True)
+class Voided:
+    """What was accepted, and taken back by a restore."""
 
-        beat()
+    key: str
+    task_ids: tuple[int, ...]
 
-    def crash(self) -> None:
-        """Only the journal is left."""
-        self.world.note(f"{self.name} crashes")
-        if self._connection is not None:
-            self.broker.disconnect(self._connection)
-        self.start()
+
+@dataclass(slots=True)
+class Journal:
+    """What survives a crash of the client."""
+
+    wishes: dict[str, Wish] = field(default_factory=dict)
+    accepted_in: dict[str, int] = field(default_factory=dict)  # key -> epoch
+    spoiled: set[str] = field(default_factory=set)  # keys that a bug of the broker's would not let be stored
+
+
+class ClientNode(Talker):
+    """Its journal survives its crashes: keys before they are sent, ids when they are acknowledged."""
+
+    def __init__(self, world: World, broker: BrokerNode, name: str, public_key: str, work: Work) -> None:
+        super().__init__(world, broker, name, public_key)
+        self.work = work
+        self.keys: list[str] = []
+        self.accepted: dict[str, tuple[int, ...]] = {}  # key -> task ids
+        self.told: dict[int, TaskState] = {}  # how a task ended, as the broker said
+        self.cancelled: set[int] = set()  # cancels the broker has acknowledged
+        self.retried: set[int] = set()
+        self.results: dict[int, bytes] = {}  # task -> sha256 of the output that was read
+        self.voided: list[Voided] = []
+        self.journal = Journal()
+        self._key_of: dict[str, str] = {}  # request_id -> key
+        self._asked_at_s = 0.0
+        self._made = 0
+
+    # What a person does.
 
     def new_submission(self) -> None:
         """Journal a key, then send."""
-        key = f"{self.name}-{len(self.keys)}"
+        draws = self.world.draws
+        key = f"{self.name}-{self._made}"
+        self._made += 1
+        count = draws.choice((1, 1, 1, 4))
+        drafts = [self._draft(f"{key}/{index}") for index in range(count)]
+        spoils = self.broker.is_whole and not self.world.healed and draws.random() < 0.02
+        if spoils:
+            drafts[0] = replace(drafts[0], spec=replace(drafts[0].spec, custom_id=UNSTORABLE))
+            self.journal.spoiled.add(key)
+        in_parts = count > 1 and draws.random() < 0.5
+        self.journal.wishes[key] = Wish(key, [drafts[:2], drafts[2:]] if in_parts else [drafts])
         self.keys.append(key)
-        self.sizes[key] = self.world.draws.choice((1, 1, 1, 4))
         self._submit(key)
+
+    def submit_again(self) -> None:
+        """Repeat a submission that was accepted long ago, as a script does that does not know."""
+        keys = [key for key in self.keys if key in self.accepted]
+        if keys and not self.world.healed:
+            self._submit(self.world.draws.choice(keys))
 
     def cancel_some(self) -> None:
         """Cancel one of the accepted tasks."""
         ids = [task_id for ids in self.accepted.values() for task_id in ids if task_id not in self.told]
         if ids:
-            self._ask(Cancel(self._request_id(), (self.world.draws.choice(ids),), 0, "not needed"))
+            self.ask(Cancel(self.request_id(), (self.world.draws.choice(ids),), 0, "not needed"))
 
     def retry_some(self) -> None:
-        """Open a failed or cancelled task again."""
-        ids = [task_id for task_id, state in self.told.items() if state is not TaskState.SUCCEEDED]
+        """Open an ended task again, mostly one that did not succeed."""
+        draws = self.world.draws
+        any_end = draws.random() < 0.2
+        ids = [task_id for task_id, state in self.told.items() if any_end or state is not TaskState.SUCCEEDED]
         if ids and not self.world.healed:
-            task_id = self.world.draws.choice(ids)
+            task_id = draws.choice(ids)
             self.retried.add(task_id)
-            self.told.pop(task_id)
-            self.cancelled.discard(task_id)
-            self._ask(Retry(self._request_id(), (task_id,)))
+            self._forget_end(task_id)
+            self.ask(Retry(self.request_id(), (task_id,)))
 
     def ask_again(self) -> None:
         """Forget how retried tasks ended: an old message may have spoken of an earlier generation."""
         for task_id in self.retried:
-            self.told.pop(task_id, None)
+            self._forget_end(task_id)
+        self._asked_at_s = 0.0
 
     def is_content(self) -> bool:
-        """Whether everything it wanted was accepted, and it knows how all of it ended."""
-        ids = [task_id for ids in self.accepted.values() for task_id in ids]
-        return len(self.accepted) == len(self.keys) and all(task_id in self.told for task_id in ids)
-
-    def _submit(self, key: str) -> None:
-        specs = tuple(
-            TaskSpec(prompt=Body(hashlib.sha256(f"{key}/{index}".encode()).digest(), 10, b""), model="m")
-            for index in range(self.sizes[key])
+        """Whether everything it wanted was accepted, and it knows how all of it ended, and has all there is."""
+        if not self.is_idle or len(self.accepted) != len(self.keys):
+            return False
+        ends = {task_id: self.told.get(task_id) for ids in self.accepted.values() for task_id in ids}
+        return all(
+            state is not None and (state is not TaskState.SUCCEEDED or task_id in self.results)
+            for task_id, state in ends.items()
         )
-        self._ask(Submit(self._request_id(), key, specs, as_batch=len(specs) > 1))
 
-    def _request_id(self) -> str:
-        self._requests += 1
-        return f"{self.name}/{self._lives}/{self._requests}"
+    # What the connection brings.
 
-    def _ask(self, message: Any) -> None:
-        self._pending[message.request_id] = message
-        self._say(message)
+    def began(self) -> None:
+        """Ask again for what the journal says."""
+        for key in self.keys:
+            if key not in self.accepted:
+                self._submit(key)
 
-    def _say(self, message: Any) -> None:
-        number = self._connection
-        if number is not None and (self._welcome or isinstance(message, ClientHello)):
-            self.world.deliver(self.name, lambda: self.broker.arrives(number, message))
+    def was_welcomed(self) -> None:
+        """Half-sent submissions begin again: the broker holds their parts by session."""
+        self._asked_at_s = 0.0
+        for request in list(self._pending.values()):
+            if isinstance(request.message, Submit) and request.message.part:
+                self._from_the_first_part(request)
 
-    def _beat(self) -> None:
-        if self._connection is None:
-            life = self._lives
-
-            def reaches(message: FromBroker, epoch: int) -> None:
-                del epoch
-                if self._lives == life:
-                    self._take(message)
-
-            def broken() -> None:
-                if self._lives == life:
-                    self._connection = None
-                    self._welcome = False
-
-            self._connection = self.broker.connect(self.name, self.peer, reaches, broken)
-        if not self._welcome:
-            self._say(ClientHello(1, 1, "simulated"))
+    def beat(self) -> None:
+        """Look after what a lost message would have said."""
+        if self.world.now_s - self._asked_at_s <= _ASK_S:
             return
-        for message in list(self._pending.values()):
-            self._say(message)
+        self._asked_at_s = self.world.now_s
         open_ids = tuple(task_id for ids in self.accepted.values() for task_id in ids if task_id not in self.told)
-        if open_ids and self.world.now_s - self._asked_at_s > _ASK_S:
-            self._asked_at_s = self.world.now_s
-            self._say(Watch("watch", open_ids))
-            for start in range(0, len(open_ids), 200):
-                self._say(GetTasks(f"get{start}", open_ids[start : start + 200]))
+        if open_ids:
+            self.say(Watch("watch", open_ids))
+            for start in range(0, len(open_ids), _PAGE):
+                self.say(GetTasks(f"get{start}", open_ids[start : start + _PAGE]))
+        for task_id, state in self.told.items():
+            if state is TaskState.SUCCEEDED and task_id not in self.results:
+                self.say(GetResult(f"result{task_id}", task_id))
 
-    def _take(self, message: FromBroker) -> None:
+    def took(self, message: Message, epoch: int) -> None:
+        """An answer, or news."""
         match message:
-            case ClientWelcome():
-                self._welcome = True
-                self._asked_at_s = 0.0
-            case Error(code=Code.HELLO_REQUIRED):
-                self._welcome = False
-            case Error(code=Code.BUSY):
-                pass  # repeated with the next beat
-            case Error():
-                raise AssertionError(f"{self.name}: refused: {message}")
             case Submitted():
-                self._on_submitted(message)
-            case Watching(tasks=marks):
-                assert not message.missing, f"{self.name}: tasks lost: {message.missing}"
+                self._on_submitted(message, epoch)
+            case PartStaged():
+                self._on_staged(message)
+            case Watching(tasks=marks, missing=missing):
+                self._gone(missing)
                 for mark in marks:
                     self._mark(mark)
             case TaskChanged(task=mark):
                 self._mark(mark)
             case Tasks(tasks=views, missing=missing):
-                assert not missing, f"{self.name}: tasks lost: {missing}"
+                self._gone(missing)
                 for view in views:
                     assert view.principal == self.name, f"{self.name} sees a task of {view.principal}"
                     self._mark(TaskMark(view.task_id, view.state, view.worker_id, view.attempts))
-            case Changes(changes=changes):
-                asked = self._pending.pop(message.request_id, None)
-                for change in changes:
-                    if isinstance(asked, Cancel) and change.state is TaskState.CANCELLED:
-                        self.cancelled.add(change.task_id)
+            case TaskResult():
+                self._on_result(message)
+            case Changes():
+                self._on_changes(message)
             case _:
                 pass
 
-    def _on_submitted(self, message: Submitted) -> None:
-        asked = self._pending.pop(message.request_id, None)
+    def put_off(self, asked: Request, error: Error) -> None:
+        """A submission in parts begins again: its parts are perhaps no longer held."""
+        if isinstance(asked.message, Submit) and asked.message.part:
+            self._from_the_first_part(asked)
+
+    def refused(self, error: Error, asked: Request | None) -> None:
+        """Only what a bug of the broker's cannot store is refused for good."""
+        message = asked.message if asked else None
+        if isinstance(message, Submit) and message.idempotency_key in self.journal.spoiled:
+            assert error.code is Code.INTERNAL, f"{self.name}: {error}"
+            self.keys.remove(message.idempotency_key)
+            return
+        if error.code is Code.NOT_FOUND and self._may_be_gone():
+            return
+        super().refused(error, asked)
+
+    def restored(self) -> None:
+        """What was told of an end was told from a database that is gone."""
+        self.told.clear()
+        self.cancelled.clear()
+        self.results.clear()
+        self._asked_at_s = 0.0
+
+    def _draft(self, tag: str) -> TaskDraft:
+        draws = self.world.draws
+        prompt = a_text(tag, draws) if self.broker.is_whole else tag.encode()
+        bodies = {hashlib.sha256(prompt).digest(): prompt}
+        files: tuple[File, ...] = ()
+        if self.broker.is_whole and draws.random() < 0.3:
+            data = a_text(f"file of {tag}", draws)
+            bodies[hashlib.sha256(data).digest()] = data
+            files = (File("notes.md", _body(data)),)
+        deadline_s = draws.choice((None, None, None, None, 60.0, 600.0))
+        spec = TaskSpec(
+            prompt=_body(prompt),
+            files=files,
+            model="m",
+            priority=draws.randint(1, 10),
+            deadline_s=deadline_s if self.world.faults.deadlines else None,
+            max_attempts=draws.choice((None, None, None, 2)),
+        )
+        return TaskDraft(spec, bodies)
+
+    def _submit(self, key: str) -> None:
+        wish = self.journal.wishes[key]
+        wish.part = 0
+        self._send_part(wish)
+
+    def _send_part(self, wish: Wish, not_before_s: float = 0.0) -> None:
+        drafts = wish.parts[wish.part]
+        wish.sent = self.request_id()
+        self._key_of[wish.sent] = wish.key
+        if self.broker.is_whole:
+            ((message, bodies),) = parts_of(drafts, [wish.sent], wish.key, as_batch=wish.is_batch, dry_run=False)
+        else:
+            specs = tuple(_marked(draft.spec) for draft in drafts)
+            message, bodies = Submit(wish.sent, wish.key, specs, wish.is_batch), {}
+        self.ask(replace(message, part=wish.part, parts=len(wish.parts)), bodies, not_before_s=not_before_s)
+
+    def _from_the_first_part(self, request: Request) -> None:
+        self.answered(request.message.request_id)
+        wish = self.journal.wishes[request.message.idempotency_key]
+        wish.part = 0
+        self._send_part(wish, request.not_before_s)
+
+    def _on_staged(self, message: PartStaged) -> None:
+        asked = self.answered(message.request_id)
+        if asked is not None:
+            wish = self.journal.wishes[asked.message.idempotency_key]
+            if wish.sent == message.request_id:
+                wish.part += 1
+                self._send_part(wish)
+
+    def _on_submitted(self, message: Submitted, epoch: int) -> None:
+        self.answered(message.request_id)
+        key = self._key_of[message.request_id]  # of a late repetition too
         ids = tuple(ref.task_id for ref in message.tasks)
-        if isinstance(asked, Submit):
-            key = asked.idempotency_key
-            before = self.accepted.setdefault(key, ids)
-            assert before == ids, f"{key} is tasks {before} and tasks {ids}"
+        before = self.accepted.get(key)
+        if before is not None and before != ids:
+            assert self._is_doubtful(key), f"{key} is tasks {before} and tasks {ids}"
+            self.voided.append(Voided(key, before))
+        self.accepted[key] = ids
+        self.journal.accepted_in[key] = epoch
+        self._asked_at_s = 0.0
+
+    def _on_changes(self, message: Changes) -> None:
+        asked = self.answered(message.request_id)
+        for change in message.changes:
+            if isinstance(asked and asked.message, Cancel) and change.state is TaskState.CANCELLED:
+                self.cancelled.add(change.task_id)
+            if isinstance(asked and asked.message, Retry):
+                self._forget_end(change.task_id)
+                self.cancelled.discard(change.task_id)
+        self._gone(message.missing)
+
+    def _on_result(self, message: TaskResult) -> None:
+        view, body = message.task, message.body
+        assert view.principal == self.name, f"{self.name} reads a result of {view.principal}"
+        if view.task_id not in self.told:
+            return
+        if view.state is not TaskState.SUCCEEDED:
+            assert view.task_id in self.retried, f"task {view.task_id} was told as succeeded, now it is {view.state}"
+            self._forget_end(view.task_id)
+            return
+        assert body is not None, f"task {view.task_id} succeeded, and there is no output"
+        said = self.work.raw.get(body.sha256)
+        if not self.broker.is_whole:
+            self.results[view.task_id] = body.sha256
+            return
+        assert said is not None, f"task {view.task_id}: nobody ever said what is its output"
+        lives = self.lives
+
+        def fetched(data: bytes | KoubouError) -> None:
+            if self.lives != lives or isinstance(data, KoubouError):
+                return  # asked for again
+            assert data == said, f"task {view.task_id}: the output read is not what was said"
+            if view.task_id in self.told:
+                self.results[view.task_id] = body.sha256
+
+        self._fetches.want(body, fetched)
+        self._fetch()
 
     def _mark(self, mark: TaskMark) -> None:
         task_id, state = mark.task_id, mark.state
@@ -209,4 +326,38 @@ class ClientNode:
             assert before is state, f"task {task_id} was told as {before}, then as {state}"
         if task_id in self.cancelled and task_id not in self.retried:
             assert state is TaskState.CANCELLED, f"task {task_id}: its cancel was acknowledged, now it is {state}"
+        if before is not state:
+            self._asked_at_s = 0.0  # the output is wanted
         self.told[task_id] = state
+
+    def _forget_end(self, task_id: int) -> None:
+        self.told.pop(task_id, None)
+        self.results.pop(task_id, None)
+
+    def _gone(self, missing: tuple[int, ...]) -> None:
+        """Tasks that the broker does not know (any more)."""
+        for key, ids in list(self.accepted.items()):
+            if set(ids) & set(missing):
+                assert self._is_doubtful(key), f"{self.name}: tasks lost: {missing}"
+                self.world.note(f"{self.name}: {key}, tasks {ids}, went with the restore")
+                self.voided.append(Voided(key, ids))
+                del self.accepted[key]
+                for task_id in ids:
+                    self._forget_end(task_id)
+                self._submit(key)  # as the broker advises; a late copy of the first submission is the same one
+
+    def _is_doubtful(self, key: str) -> bool:
+        """Whether it was accepted by a broker whose database was taken back since."""
+        return self.journal.accepted_in[key] < self.broker.restored_epoch
+
+    def _may_be_gone(self) -> bool:
+        return any(self._is_doubtful(key) for key in self.accepted) or bool(self.voided)
+
+
+def _body(data: bytes) -> Body:
+    return Body(hashlib.sha256(data).digest(), len(data))
+
+
+def _marked(spec: TaskSpec) -> TaskSpec:
+    """As the bare core sees it: b"" says that the bytes came along."""
+    return replace(spec, prompt=replace(spec.prompt, inline=b""))

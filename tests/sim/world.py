@@ -2,46 +2,18 @@
 
 import heapq
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import re
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import InitVar, dataclass, field
+
+from sim.faults import Faults
 
 Action = Callable[[], None]
 
-
-@dataclass(frozen=True, slots=True)
-class Faults:
-    """What goes wrong in a run. Each seed draws its own rates, 0 included: constant trouble hides bugs."""
-
-    loss: float
-    doubling: float
-    latency_s: float  # mean; messages overtake each other by it
-    broker_crash_every_s: float  # 0: never
-    agent_crash_every_s: float
-    client_crash_every_s: float
-    partition_every_s: float
-    commit_s: float  # mean time of a commit
-    spool_full: float  # share of spool writes that the disk refuses
-    clock_jumps: bool  # the wall clock jumps by up to an hour
-
-    @classmethod
-    def draw(cls, draws: random.Random) -> "Faults":
-        """Rates for one seed."""
-
-        def some(*values: float) -> float:
-            return draws.choice(values)
-
-        return cls(
-            loss=some(0.0, 0.0, 0.02, 0.1, 0.3),
-            doubling=some(0.0, 0.0, 0.05, 0.2),
-            latency_s=some(0.001, 0.02, 0.3, 2.0),
-            broker_crash_every_s=some(0.0, 0.0, 60.0, 200.0, 600.0),
-            agent_crash_every_s=some(0.0, 0.0, 60.0, 150.0, 500.0),
-            client_crash_every_s=some(0.0, 100.0, 300.0),
-            partition_every_s=some(0.0, 0.0, 120.0, 400.0),
-            commit_s=some(0.001, 0.02, 0.5),
-            spool_full=some(0.0, 0.0, 0.0, 0.2),
-            clock_jumps=draws.random() < 0.3,
-        )
+START_S = 1_000.0  # of the virtual clock
+_TRACE_LINES = 50_000  # of the last things that happened, for the story of a failure
+_LINE_CHARS = 400
 
 
 @dataclass(slots=True)
@@ -49,21 +21,23 @@ class World:
     """Events in the order of their time; everything random comes from one seed."""
 
     seed: int
-    draws: random.Random = field(init=False)
+    given: InitVar[Faults | None] = None  # what goes wrong, in the place of what the seed would draw
     faults: Faults = field(init=False)
-    now_s: float = 1_000.0
+    draws: random.Random = field(init=False)
+    now_s: float = START_S
     wall_offset_ms: int = 1_800_000_000_000
     healed: bool = False
     messages: int = 0
     fault_count: int = 0
-    trace: list[str] = field(default_factory=list)
+    _trace: deque[tuple[float, str, object]] = field(default_factory=lambda: deque(maxlen=_TRACE_LINES))
     _events: list[tuple[float, int, Action]] = field(default_factory=list)
     _scheduled: int = 0
     _partitioned: dict[str, float] = field(default_factory=dict)  # node -> until
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, given: Faults | None) -> None:
         self.draws = random.Random(self.seed)
-        self.faults = Faults.draw(self.draws)
+        drawn = Faults.draw(self.draws)
+        self.faults = given or drawn
 
     @property
     def wall_ms(self) -> int:
@@ -84,18 +58,40 @@ class World:
             action()
         self.now_s = max(self.now_s, until_s)
 
-    def note(self, line: str) -> None:
-        """Keep the last lines for a failure's message."""
-        self.trace.append(f"{self.now_s - 1_000:9.3f} {line}")
-        if len(self.trace) > 4_000:
-            del self.trace[:2_000]
+    def note(self, line: str, what: object = None) -> None:
+        """Remember what happened; `what` is made a text only when somebody reads it."""
+        self._trace.append((self.now_s, line, what))
+
+    def fault(self, line: str) -> None:
+        """Remember that something went wrong."""
+        self.fault_count += 1
+        self.note(line)
+
+    @property
+    def trace(self) -> list[str]:
+        """The last things that happened, oldest first."""
+        return list(self._lines())
+
+    def about(self, task_id: int, uids: Iterable[str] = ()) -> list[str]:
+        """What happened to one task: the lines that name it, or one of its attempts."""
+        named = [rf"task_ids?=\(?(\d+, )*{task_id}\b", rf"\btasks? {task_id}\b", *map(re.escape, uids)]
+        pattern = re.compile("|".join(named))
+        return [line for line in self._lines(most_chars=20 * _LINE_CHARS) if pattern.search(line)]
+
+    def draw_s(self, mean_s: float) -> float:
+        """A time around a mean, sometimes much longer."""
+        return self.draws.expovariate(1 / mean_s)
+
+    def happens(self, share: float) -> bool:
+        """Whether a fault of this share strikes here; never in a healed world."""
+        return not self.healed and share > 0 and self.draws.random() < share
 
     def deliver(self, node: str, arrive: Action) -> None:
         """A message between the broker and `node`, either way: it may be lost, doubled, late."""
         self.messages += 1
         faults = self.faults
         if not self.healed:
-            if self.now_s < self._partitioned.get(node, 0.0) or self.draws.random() < faults.loss:
+            if self.is_cut_off(node) or self.draws.random() < faults.loss:
                 self.fault_count += 1
                 return
             if self.draws.random() < faults.doubling:
@@ -105,8 +101,7 @@ class World:
 
     def latency_s(self) -> float:
         """Of one message."""
-        mean = 0.001 if self.healed else self.faults.latency_s
-        return self.draws.expovariate(1 / mean)
+        return self.draw_s(0.001 if self.healed else self.faults.latency_s)
 
     def every(self, mean_s: float, action: Action) -> None:
         """Do it again and again at random times, until the world is healed; 0: never."""
@@ -118,9 +113,9 @@ class World:
                 return
             self.fault_count += 1
             action()
-            self.after(self.draws.expovariate(1 / mean_s), again)
+            self.after(self.draw_s(mean_s), again)
 
-        self.after(self.draws.expovariate(1 / mean_s), again)
+        self.after(self.draw_s(mean_s), again)
 
     def partition(self, node: str) -> None:
         """Cut a node off for a while, without anybody being told."""
@@ -128,11 +123,23 @@ class World:
         self.note(f"{node} is cut off for {length_s:g} s")
         self._partitioned[node] = self.now_s + length_s
 
+    def is_cut_off(self, node: str) -> bool:
+        """Whether nothing gets to this node, or from it."""
+        return self.now_s < self._partitioned.get(node, 0.0)
+
     def jump_clock(self) -> None:
         """What NTP, or a person, does to the wall clock."""
-        self.wall_offset_ms += self.draws.randint(-3_600_000, 3_600_000)
+        jump_ms = self.draws.randint(-3_600_000, 3_600_000)
+        self.note(f"the wall clock jumps by {jump_ms / 1000:.0f} s")
+        self.wall_offset_ms += jump_ms
 
     def heal(self) -> None:
         """From now on nothing goes wrong: everything must end."""
         self.healed = True
         self._partitioned.clear()
+        self.note("healed")
+
+    def _lines(self, most_chars: int = _LINE_CHARS) -> Iterable[str]:
+        for at_s, line, what in self._trace:
+            text = line if what is None else f"{line}{what!r:.{most_chars}}"
+            yield f"{at_s - START_S:9.3f} {text}"

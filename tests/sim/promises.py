@@ -1,0 +1,65 @@
+"""The promises of a simulated world: its facts, gathered from its nodes, go through the one checker."""
+
+from koubou_broker.records import Attempt, Event, TaskProgress
+from sim.agent_node import AgentNode, Work
+from sim.checker import BrokenPromiseError, violations
+from sim.client_node import ClientNode
+from sim.facts import Accepted, AttemptRow, EventRow, Facts, Load, TaskRow, Told
+from support.shelf import Shelf
+
+
+def check_end(disk: Shelf, agents: list[AgentNode], clients: list[ClientNode], work: Work) -> None:
+    """Every promise, once the world was healed and all had time to end; raises for the first that is broken."""
+    found = violations(facts_of(disk, agents, clients, work))
+    if found:
+        raise BrokenPromiseError(found[0])
+
+
+def facts_of(disk: Shelf, agents: list[AgentNode], clients: list[ClientNode], work: Work) -> Facts:
+    """What is known when all is over."""
+    return Facts(
+        tasks=tuple(_task_row(disk, row) for row in disk.progress.values()),
+        attempts=tuple(_attempt_row(row) for row in disk.attempts.values()),
+        events=tuple(_event_row(row) for row in disk.events),
+        parked=frozenset(disk.parked),
+        written=tuple(
+            _task_row(disk, row) if isinstance(row, TaskProgress) else _attempt_row(row) for row in disk.written
+        ),
+        wanted=frozenset((client.name, key) for client in clients for key in client.keys),
+        accepted=tuple(Accepted(client.name, key, ids) for client in clients for key, ids in client.accepted.items()),
+        asked=tuple(Told(client.name, task_id, state) for client in clients for task_id, state in client.told.items()),
+        cancels=frozenset((client.name, task_id) for client in clients for task_id in client.cancelled),
+        reopened=frozenset(task_id for client in clients for task_id in client.retried),
+        voided=tuple(Accepted(client.name, one.key, one.task_ids) for client in clients for one in client.voided),
+        outputs=work.produced,
+        spooled=frozenset(work.outcomes),
+        let_go=frozenset(work.forgotten & work.outcomes),
+        loads=tuple(
+            Load(agent.name, agent.slots, work.most_at_once[agent.name])
+            for agent in agents
+            if agent.name in work.most_at_once
+        ),
+    )
+
+
+def turnaround_s(disk: Shelf) -> float:
+    """From each task's submission to its last end, by the wall clock, all together."""
+    begun: dict[int, int] = {}
+    ended: dict[int, int] = {}
+    for event in disk.events:
+        begun.setdefault(event.task_id, event.at_ms)
+        ended[event.task_id] = event.at_ms
+    return sum(ended[task_id] - at_ms for task_id, at_ms in begun.items()) / 1000
+
+
+def _task_row(disk: Shelf, row: TaskProgress) -> TaskRow:
+    result = row.result.sha256 if row.result is not None else None
+    return TaskRow(row.task_id, disk.tasks[row.task_id].principal, row.state, row.generation, result)
+
+
+def _attempt_row(row: Attempt) -> AttemptRow:
+    return AttemptRow(row.attempt_uid, row.task_id, row.number, row.worker_id, row.state, row.generation)
+
+
+def _event_row(row: Event) -> EventRow:
+    return EventRow(row.seq, row.task_id, row.before, row.after, row.attempt)

@@ -1,0 +1,48 @@
+"""What happened on the boxes, for the checker: which attempts ran, what they made, which spools let go of."""
+
+import hashlib
+from dataclasses import dataclass, field
+
+from koubou_agent.effects import Success
+from koubou_common.messages.values import Body, Metrics
+
+OUTAGE_S = 10.0  # an Ollama that is restarted
+
+
+@dataclass(slots=True)
+class Work:
+    """`void` is called when a restore takes back what the broker had recorded."""
+
+    produced: dict[str, bytes] = field(default_factory=dict)  # attempt uid -> sha256 of its output
+    raw: dict[bytes, bytes] = field(default_factory=dict)  # what was said, by its sha256
+    started: list[str] = field(default_factory=list)
+    outcomes: set[str] = field(default_factory=set)  # that were durable in a spool, and count
+    forgotten: set[str] = field(default_factory=set)  # of these: the spool has it no longer
+    most_at_once: dict[str, int] = field(default_factory=dict)  # worker -> attempts that ran together, per agent
+    wiped: int = 0  # caches wiped on Removed
+    ollama_s: float = 0.0  # of attempts that came to their end
+    begun_s: dict[str, float] = field(default_factory=dict)
+    outage_until_s: float = 0.0  # no Ollama answers before
+
+    def said(self, uid: str, raw: bytes) -> Success:
+        """An attempt came to a good end."""
+        sha256 = hashlib.sha256(raw).digest()
+        self.produced[uid] = sha256
+        self.raw[sha256] = raw
+        return Success(uid, Body(sha256, len(raw)), 0, len(raw), (), "m", "", Metrics(output_tokens=3), "")
+
+    def void(self) -> None:
+        """What was delivered so far, was delivered to a database that is gone."""
+        self.outcomes -= self.forgotten
+        self.forgotten.clear()
+
+    def begin_outage(self, now_s: float) -> None:
+        """No Ollama answers for a while."""
+        self.outage_until_s = now_s + OUTAGE_S
+
+    def let_go(self, uid: str, *, counts: bool) -> None:
+        """A spool forgets an outcome; it does not count if a broker said so whose database is gone."""
+        if counts:
+            self.forgotten.add(uid)
+        else:
+            self.outcomes.discard(uid)
