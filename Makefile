@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check check_static format up bench sim clean
+.PHONY: help demo test check check_static format up bench sim sim_gate chaos soak powercut clean
 
 help:
 	@echo 'make demo    the whole workshop on this machine, with simulated Ollamas: see it work'
@@ -15,6 +15,10 @@ help:
 	@echo 'make up      broker and agents of this home (KOUBOU_HOME, default ~/.koubou)'
 	@echo 'make bench   overhead, throughput, latency, as ratios in one run'
 	@echo 'make sim     the deterministic simulation: make sim SEEDS=10000, or one seed: make sim ONE=7'
+	@echo 'make sim_gate  every mechanism switched off once: the simulation must notice'
+	@echo 'make chaos   real processes killed, stopped and cut off, then everything read back: make chaos MINUTES=10 SEED=1'
+	@echo 'make soak    steady load, does anything grow: make soak MINUTES=60'
+	@echo 'make powercut  cut the power under a real broker, see what was promised: make powercut CUTS=200 SEED=1'
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -54,6 +58,21 @@ bench: $(READY)
 SEEDS ?= 2000
 sim: $(READY)
 	@PYTHONPATH=tests $(BIN)/python -m sim.run $(if $(ONE),--seed $(ONE),--seeds $(SEEDS))
+
+sim_gate: $(READY)
+	@PYTHONPATH=tests $(BIN)/python -m sim.gate
+
+MINUTES ?=
+SEED ?= 1
+chaos: $(READY)
+	@PYTHONPATH=tests $(BIN)/python -m chaos.run --minutes $(or $(MINUTES),10) --seed $(SEED)
+
+soak: $(READY)
+	@PYTHONPATH=tests $(BIN)/python -m chaos.soak --minutes $(or $(MINUTES),60) --seed $(SEED)
+
+CUTS ?= 200
+powercut: $(READY)
+	@PYTHONPATH=tests $(BIN)/python -m powercut.run --cuts $(CUTS) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
