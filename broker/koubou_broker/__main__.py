@@ -11,9 +11,9 @@ from types import FrameType
 import click
 
 from koubou_broker import migrate
-from koubou_broker.conductor import StopBroker
 from koubou_broker.config import Configuration, read_configuration
 from koubou_broker.database import said
+from koubou_broker.parts import StopBroker
 from koubou_broker.restoration import restore
 from koubou_broker.server import Server
 from koubou_broker.soundness import damaged, faults_of, refuse_foreign

@@ -4,23 +4,20 @@ What the calls between two `end_turn` add up to is one turn: its changes share a
 """
 
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Protocol, assert_never, get_args
+from dataclasses import replace
+from typing import assert_never, get_args
 
 from koubou_broker import blobs
-from koubou_broker.access import Grant
 from koubou_broker.backup import Answer as Told
 from koubou_broker.batches import (
-    Batch,
     Claim,
     Claimed,
     Durable,
     Failed,
     FailureKind,
     NewBlob,
-    Outcome,
     Probed,
     Purged,
     Quarantined,
@@ -28,7 +25,6 @@ from koubou_broker.batches import (
 from koubou_broker.blobs import Grants, Intake
 from koubou_broker.bodies import BodyCache
 from koubou_broker.core import Core
-from koubou_broker.core_settings import CoreSettings
 from koubou_broker.effects import (
     Alert,
     Allow,
@@ -46,11 +42,13 @@ from koubou_broker.effects import (
     Upload,
 )
 from koubou_broker.outgoing import Outbound
+from koubou_broker.parts import Parts, StopBroker
 from koubou_broker.quarantine import Quarantine, source_of
-from koubou_broker.reader import Answer, Bodies, ChunkRead, Find, FoundRows, ReadBodies, ReadChunk, ReadFailed, Request
-from koubou_broker.records import NewTask
-from koubou_broker.sessions import Session, Sessions, Transmit
-from koubou_broker.turns import Ledger, Source, Turn, keeps_blobs
+from koubou_broker.questions import would_write
+from koubou_broker.reader import Answer, Bodies, ChunkRead, Find, FoundRows, ReadBodies, ReadChunk, ReadFailed
+from koubou_broker.sessions import Session, Sessions
+from koubou_broker.turns import Ledger, Source, Turn
+from koubou_broker.usage import OWED_EACH, Usage
 from koubou_common.codec import DecodeError, decode, pack
 from koubou_common.errors import Code
 from koubou_common.messages import (
@@ -61,109 +59,24 @@ from koubou_common.messages import (
     BlobMessage,
     BlobMissing,
     ClientHello,
-    Enrol,
     Error,
     FromAgent,
     FromBroker,
     FromClient,
-    GetKeys,
-    GetResult,
-    GetStatus,
-    GetStory,
-    GetTasks,
-    GetWorkers,
     Result,
     Submit,
     ToBroker,
-    Watch,
 )
 from koubou_common.messages.values import Role
 
 FULL_RETRY_S = 5.0  # what a refused client is told to wait
 CULPRITLESS = 3  # broken transactions in a row that no message is to blame for: then we stop
-READS_EACH = 32  # pieces that are read for one principal at a time: 16 MiB, what eight downloads ask for ahead
-LOOKUPS_EACH = 16  # questions to the store of one principal at a time: others' wait behind so many
-LOOKUPS_OF_MANY = 2  # the same of one that used much: an answer with a page is the longest work there is
-OWED_EACH = 64  # rows of one principal that wait for the disk: others' wait behind so many
 BUSY_RETRY_S = 2.0  # whoever sends faster than it is served is told to wait: a full line is served in about that time
 
 log = logging.getLogger("koubou_broker")
 _TO_BROKER = get_args(ToBroker)
 _SUBMITTERS = (Role.CLIENT, Role.OPERATOR)
 _BLOBLESS = (Role.ENROL, Role.REMOVED)
-#: What changes nothing. A Submit is among them while none is taken: one that was accepted before is told so.
-_QUESTIONS = (
-    ClientHello,
-    GetKeys,
-    GetResult,
-    GetStatus,
-    GetStory,
-    GetTasks,
-    GetWorkers,
-    Submit,
-    Watch,
-)
-
-
-class StopBroker(Exception):  # noqa: N818 - an order, carried out by whoever runs the loop
-    """Nothing can be trusted any more: end the process, the service manager starts a new one."""
-
-
-class AllowList(Protocol):
-    """Who may connect, and as what: `access.AccessControl`, or the simulation's."""
-
-    def grant_of(self, public_key: str) -> Grant | None:
-        """What a key is good for now."""
-
-    def allow(self, public_key: str, principal_name: str, role: Role) -> None:
-        """Let a key in, or change what it is good for."""
-
-    def revoke(self, public_key: str) -> None:
-        """Let a key in no more."""
-
-
-class Writer(Protocol):
-    """What writes: `store.Store`, or the simulation's."""
-
-    def put(self, batch: Batch) -> None:
-        """Hand a batch over."""
-
-    def take(self) -> list[Outcome]:
-        """What has come back since the last time, in order."""
-
-
-class Library(Protocol):
-    """What reads: `reader.Reader`, or the simulation's."""
-
-    def ask(self, request: Request) -> None:
-        """Answer this after all that was asked before."""
-
-    def take(self) -> list[Answer]:
-        """The answers since the last time, in order."""
-
-
-class Keeper(Protocol):
-    """What copies the database and removes texts from it: `keeper.Keeper`."""
-
-    def ask(self, order: AskBackup | Erase) -> list[Told]:
-        """Carry this out; what can be said at once."""
-
-    def take(self) -> list[Told]:
-        """What is to be said since the last time, in order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What the conductor conducts."""
-
-    access: AllowList
-    store: Writer
-    reader: Library
-    settings: CoreSettings
-    epoch: int
-    transmit: Transmit
-    keeper: Keeper | None = None  # None: what is stored is no file (the simulation's)
-    cpu_s: Callable[[], float] = float  # time that the loop has used; 0: nobody counts it
 
 
 class Conductor:
@@ -179,11 +92,8 @@ class Conductor:
         self._ledger = Ledger()
         self._turn = Turn()
         self._quarantine = Quarantine()
-        self._reads: Counter[str] = Counter()  # pieces under way, by principal
+        self.usage = Usage()
         self._answers: deque[Answer] = deque()  # of the reader, not looked at yet
-        self._asked: dict[int, str] = {}  # look-ups of this core under way: token -> principal
-        self._lookups: Counter[str] = Counter()  # the same, counted
-        self._spent: dict[str, float] = {}  # on answers, by principal, until `take_spent`
         self._refusal = ""
         self._culpritless = 0
         self.failed: Failed | None = None  # the store gave up: nothing but `rebuild` is of use now
@@ -253,16 +163,8 @@ class Conductor:
 
     def may_go(self, principal: str, *, used_much: bool = False) -> bool:
         """Whether a principal's messages may be taken in: not while the disk is busy with what it sent before."""
-        return (
-            self._ledger.owed_to(principal) + self._turn.owed[principal] < OWED_EACH
-            and self._lookups[principal] < (LOOKUPS_OF_MANY if used_much else LOOKUPS_EACH)
-            and self._reads[principal] < READS_EACH
-        )
-
-    def take_spent(self) -> dict[str, float]:
-        """Time that answers took since the last time, by principal."""
-        spent, self._spent = self._spent, {}
-        return spent
+        owed = self._ledger.owed_to(principal) + self._turn.owed[principal]
+        return owed < OWED_EACH and self.usage.has_room(principal, used_much=used_much)
 
     def hear(self, now: Now, enough: Callable[[], bool] = bool) -> None:
         """Take in what store and reader have said; of the reader's answers one, and more until there is `enough`."""
@@ -423,9 +325,7 @@ class Conductor:
         self._turn = Turn()
         self._intake.reset()
         self._outbound.reset()
-        self._reads.clear()
-        self._asked.clear()
-        self._lookups.clear()
+        self.usage.forget()
         self._erases.clear()
         if failed.kind is FailureKind.BROKEN:
             self._put_aside(culprit, failed.error, now)
@@ -457,7 +357,7 @@ class Conductor:
         if put_aside is not None:
             self._turn.releases.append(Send(session.number, put_aside))
             return
-        if not self.is_writable and _would_write(session, message):
+        if not self.is_writable and would_write(message, is_greeted=session.is_greeted):
             if peer.role is not Role.WORKER:  # an agent keeps what it has to say, and says hello until it is heard
                 hint, request_id = "nothing was changed; try again later", getattr(message, "request_id", "")
                 error = Error(Code.STORE_FULL, self._refusal, hint, request_id, FULL_RETRY_S)
@@ -480,45 +380,19 @@ class Conductor:
         effects = self._core.receive(peer, session, message, now)
         for effect in effects:
             if isinstance(effect, Lookup):
-                self._asked[effect.token] = peer.name
-                self._lookups[peer.name] += 1
+                self.usage.asked(effect.token, peer.name)
         if isinstance(message, Submit):
-            self._note_uploads(peer.name, effects, new, now)
+            self._intake.uploads.follow(peer.name, effects, new, now.mono_s)
         self._turn.add(effects, source_of(peer, message), new)
 
-    def _note_uploads(self, who: str, effects: list[Effect], new: Iterable[NewBlob], now: Now) -> None:
-        """Bodies that are stored before a task needs them are counted until one does."""
-        uploads = self._intake.uploads
-        tasks = [
-            record for one in effects if isinstance(one, Save) for record in one.records if isinstance(record, NewTask)
-        ]
-        if tasks:
-            for task in tasks:
-                uploads.needed(who, (task.prompt.sha256, *(file.body.sha256 for file in task.files)))
-        elif keeps_blobs(effects):
-            for blob in new:
-                uploads.brought(who, blob.sha256, len(blob.data), now.mono_s)
-
     def _on_found(self, answer: FoundRows, now: Now) -> None:
-        who = self._no_longer_asked(answer.token)
+        who = self.usage.answered(answer.token)
         began_s = self._parts.cpu_s()
         effects = self._core.found(answer.token, answer.found, now)
-        self._note_uploads(who, effects, (), now)
+        self._intake.uploads.follow(who, effects, (), now.mono_s)
         self._turn.add(effects, owner=who)
         if who:
-            self._spend(who, answer.took_s + self._parts.cpu_s() - began_s)
-
-    def _spend(self, who: str, took_s: float) -> None:
-        self._spent[who] = self._spent.get(who, 0.0) + took_s
-
-    def _no_longer_asked(self, token: int) -> str:
-        """A look-up is over: whose it was."""
-        who = self._asked.pop(token, "")
-        if who:
-            self._lookups[who] -= 1
-            if not self._lookups[who]:
-                del self._lookups[who]
-        return who
+            self.usage.spend(who, answer.took_s + self._parts.cpu_s() - began_s)
 
     def _on_blob_message(self, peer: Peer, session: Session, message: BlobMessage, now: Now) -> None:
         if peer.role in _BLOBLESS:
@@ -534,7 +408,7 @@ class Conductor:
             case BlobMissing():
                 self._follow(self._intake.missing(session.number, message, now.mono_s), now)
             case BlobGet():
-                self._reads[peer.name] += 1
+                self.usage.reading(peer.name)
                 is_granted = self._grants.has(peer.public_key, message.sha256)
                 self._parts.reader.ask(ReadChunk(session.number, peer, message.sha256, message.index, is_granted))
             case _:
@@ -546,22 +420,17 @@ class Conductor:
                 raise StopBroker(f"the database cannot be read: {answer.error}")
             case Find(term=term, token=token):
                 if term == self._ledger.term:
-                    self._no_longer_asked(token)
+                    self.usage.answered(token)
                     self._turn.add(self._core.not_found(token, now))
             case ReadBodies(token=token):
                 self._outbound.read_failed(token)
             case ReadChunk(peer=peer):
-                self._read_ended(peer.name)  # whoever asked asks again
+                self.usage.read(peer.name)  # whoever asked asks again
         self.alert("lookup_failed", f"a look-up failed, a fault of Koubou's: {answer.error}", now)
-
-    def _read_ended(self, principal: str) -> None:
-        self._reads[principal] -= 1
-        if self._reads[principal] <= 0:
-            del self._reads[principal]
 
     def _on_chunk_read(self, answer: ChunkRead) -> None:
         session = self._sessions.get(answer.session)
-        self._read_ended(answer.peer.name)
+        self.usage.read(answer.peer.name)
         if session is None:
             return
         # What was read was committed: nothing has to be waited for.
@@ -660,7 +529,7 @@ class Conductor:
     def _send(self, session: Session, message: FromBroker) -> None:
         began_s = self._parts.cpu_s()
         request = self._outbound.send(session, message)
-        self._spend(self.principal_of(session.public_key), self._parts.cpu_s() - began_s)
+        self.usage.spend(self.principal_of(session.public_key), self._parts.cpu_s() - began_s)
         if request is not None:
             self._parts.reader.ask(request)
 
@@ -686,14 +555,3 @@ class Conductor:
         self.undecodable += 1
         if self.undecodable.bit_count() == 1:  # 1, 2, 4, 8, ... : a flood must not fill the disk
             log.warning("dropped %d messages that are none, the last of %s: %s", self.undecodable, who, why)
-
-
-def _would_write(session: Session, message: ToBroker) -> bool:
-    """Whether an answer might rest on a change. Who has not said hello is only told to."""
-    match message:
-        case AgentHello():
-            return not message.looks_only
-        case Enrol():
-            return True
-        case _:
-            return session.is_greeted and not isinstance(message, _QUESTIONS)

@@ -61,7 +61,7 @@ class Reception:
         """One turn's share of what waits; who used least lately comes first, and then again."""
         until_s = self._mono_s() + TURN_S
         conductor, shares = self._conductor, self._shares
-        for who, spent_s in conductor.take_spent().items():
+        for who, spent_s in conductor.usage.take_spent().items():
             shares.charge(who, spent_s, now.mono_s)
 
         def may_go(who: str) -> bool:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from koubou_broker.access import AccessControl, user_key
 from koubou_broker.backup import Backups
 from koubou_broker.batches import Failed, FailureKind
-from koubou_broker.conductor import Conductor, Parts, StopBroker
+from koubou_broker.conductor import Conductor
 from koubou_broker.core_settings import CoreSettings
 from koubou_broker.database import said
 from koubou_broker.disk_watch import DiskWatch
@@ -24,6 +24,7 @@ from koubou_broker.effects import Now, Snapshot
 from koubou_broker.keeper import Keeper
 from koubou_broker.lock import note_progress
 from koubou_broker.lookups import read_meta, read_snapshot, read_uploads
+from koubou_broker.parts import Parts, StopBroker
 from koubou_broker.reader import Reader
 from koubou_broker.reception import TURN_S, Reception
 from koubou_broker.reserve import Reserve

@@ -19,10 +19,10 @@ from koubou_broker.access import AccessControl, Grant, check_bind, open_router, 
 from koubou_broker.backup import Backups
 from koubou_broker.batches import FailureKind
 from koubou_broker.checkpoints import Checkpoints
-from koubou_broker.conductor import StopBroker
 from koubou_broker.config import Configuration, core_settings
 from koubou_broker.database import is_damage, kind_of, open_reader, open_writer, said
 from koubou_broker.lock import BrokerLock, begin_term
+from koubou_broker.parts import StopBroker
 from koubou_broker.reader import Reader
 from koubou_broker.records import Principal
 from koubou_broker.reserve import Reserve

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from koubou_broker.batches import Batch, Claim, Entry, NewBlob, Quarantined
-from koubou_broker.effects import Effect, Lookup, Save, Send
+from koubou_broker.effects import Effect, Save
 from koubou_broker.records import Event, Record
-from koubou_common.messages import PartStaged, ToBroker
+from koubou_broker.uploads import keeps_blobs
+from koubou_common.messages import ToBroker
 
 UNDURABLE_ENTRIES = 4_096  # messages whose changes wait for the disk; more: stop reading
 UNDURABLE_BYTES = 64 * 1024 * 1024  # bodies that wait for the disk
@@ -168,17 +169,6 @@ class Ledger:
     def last_number(self) -> int:
         """The number of the last batch made."""
         return self._number
-
-
-def keeps_blobs(effects: Iterable[Effect]) -> bool:
-    """Whether a message's bodies are to be stored although it brought no task.
-
-    A refused message's bodies are not worth a byte; a question to the store, or a part of a submission, may yet lead
-    to tasks that need them.
-    """
-    return any(
-        isinstance(one, Lookup) or (isinstance(one, Send) and isinstance(one.message, PartStaged)) for one in effects
-    )
 
 
 def _last_event(entries: Iterable[Entry]) -> int:

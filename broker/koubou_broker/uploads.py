@@ -4,8 +4,13 @@ It counts at most too much: what a repeated submission brings once more is count
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+from koubou_broker.batches import NewBlob
+from koubou_broker.effects import Effect, Lookup, Save, Send
+from koubou_broker.records import NewTask
+from koubou_common.messages import PartStaged
 
 AGE_S = 86_400.0  # the sweep removes unreferenced blobs after this (retention)
 ROW_BYTES = 4_096  # a blob counts as this much at least: its rows take room too
@@ -46,6 +51,18 @@ class Uploads:
         if not mine.blobs:
             del self._of[who]
 
+    def follow(self, who: str, effects: Sequence[Effect], new: Iterable[NewBlob], now_s: float) -> None:
+        """Bodies that are stored before a task needs them are counted until one does."""
+        tasks = [
+            record for one in effects if isinstance(one, Save) for record in one.records if isinstance(record, NewTask)
+        ]
+        if tasks:
+            for task in tasks:
+                self.needed(who, (task.prompt.sha256, *(file.body.sha256 for file in task.files)))
+        elif keeps_blobs(effects):
+            for blob in new:
+                self.brought(who, blob.sha256, len(blob.data), now_s)
+
     def held_bytes(self, who: str, now_s: float) -> int:
         """What is stored for a principal and nothing needs."""
         mine = self._of.get(who)
@@ -69,3 +86,14 @@ class Uploads:
             f"{have_bytes:,} bytes that you sent belong to no accepted task, and {more_bytes:,} would come;"
             f" the limit unreferenced_bytes_per_client is {self.most_bytes:,}"
         )
+
+
+def keeps_blobs(effects: Iterable[Effect]) -> bool:
+    """Whether a message's bodies are to be stored although it brought no task.
+
+    A refused message's bodies are not worth a byte; a question to the store, or a part of a submission, may yet lead
+    to tasks that need them.
+    """
+    return any(
+        isinstance(one, Lookup) or (isinstance(one, Send) and isinstance(one.message, PartStaged)) for one in effects
+    )

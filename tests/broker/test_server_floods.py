@@ -9,7 +9,7 @@ import pytest
 
 from koubou_broker import reception as reception_module
 from koubou_broker import server as server_module
-from koubou_broker.conductor import OWED_EACH
+from koubou_broker.usage import OWED_EACH
 from koubou_common.errors import Code
 from koubou_common.messages import (
     BlobGet,

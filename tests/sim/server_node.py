@@ -7,8 +7,9 @@ import msgpack
 
 from koubou_broker.access import Grant
 from koubou_broker.batches import FailureKind
-from koubou_broker.conductor import Conductor, Parts, StopBroker
+from koubou_broker.conductor import Conductor
 from koubou_broker.disk_watch import PAUSE_S
+from koubou_broker.parts import Parts, StopBroker
 from koubou_broker.server import GAP_S
 from koubou_broker.sessions import NoSuchPeerError
 from koubou_common.codec import decode, encode

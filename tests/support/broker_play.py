@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import zmq
 
-from koubou_broker.conductor import StopBroker
 from koubou_broker.config import Configuration
+from koubou_broker.parts import StopBroker
 from koubou_broker.server import Server
 from koubou_broker.start import running
 from koubou_common.codec import decode, encode
