@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from koubou_broker.records import Attempt, Event, NewTask, Submission, TaskProgress, WorkerMetric
-from koubou_common.errors import ErrorClass
+from koubou_common.errors import Code, ErrorClass
 from koubou_common.messages import (
     Cancel,
     Changes,
@@ -39,6 +39,7 @@ from support.core_play import (
     a_worker,
     an_agent,
     an_agent_hello,
+    refusal,
     saved,
     script,
     sent,
@@ -406,6 +407,26 @@ def test_parts_are_staged_and_the_last_decides_all() -> None:
     again = play.say(MIKA, parts[2])
     assert script(again) == ["1 <- Submitted"]
     assert len(play.shelf.tasks) == 3
+
+
+def test_a_part_that_comes_late_once_more_is_not_staged_anew() -> None:
+    play = a_play(agent=False)
+    parts = [Submit(f"p{nth}", "key", (a_spec(f"t{nth}"),), part=nth, parts=2) for nth in range(2)]
+    for part in parts:
+        play.say(MIKA, part)
+    assert script(play.say(MIKA, parts[0])) == ["1 <- PartStaged"]
+    assert not play.core._state.sessions[play.session_of(MIKA)].staged
+    assert script(play.say(MIKA, parts[1])) == ["1 <- Submitted"]
+
+
+def test_the_same_key_with_other_parts_in_one_session_is_refused() -> None:
+    play = a_play(agent=False)
+    for nth in range(2):
+        play.say(MIKA, Submit(f"p{nth}", "key", (a_spec(f"t{nth}"),), part=nth, parts=2))
+    play.say(MIKA, Submit("q0", "key", (a_spec("another"),), part=0, parts=2))
+    answer = play.say(MIKA, Submit("q1", "key", (a_spec("t1"),), part=1, parts=2))
+    assert refusal(answer).code is Code.CONFLICT
+    assert len(play.shelf.tasks) == 2
 
 
 def test_restarted_between_parts_the_client_is_told_to_send_all_again() -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from koubou_broker.core import Limits, Rule
+from koubou_broker.core.submissions import STAGED_IDLE_S
 from koubou_broker.effects import Found, Lookup
 from koubou_common.errors import Code
 from koubou_common.messages import Preview, Retry, Submit, Submitted
@@ -199,6 +200,19 @@ def test_half_sent_submissions_are_bounded() -> None:
     for nth in range(2):
         play.say(MIKA, Submit(f"p{nth}", f"k{nth}", (a_spec(),), part=0, parts=2))
     assert "staged_per_session" in refusal(play.say(MIKA, Submit("p3", "k3", (a_spec(),), part=0, parts=2))).message
+
+
+def test_a_half_sent_submission_that_nobody_goes_on_with_makes_room_after_a_while() -> None:
+    play = Play(replace(some_settings(), limits=Limits(staged_per_session=2)))
+    play.join(MIKA)
+    play.say(MIKA, Submit("p0", "k0", (a_spec(),), part=0, parts=2))
+    play.wait(STAGED_IDLE_S / 2)
+    play.say(MIKA, Submit("p1", "k1", (a_spec(),), part=0, parts=2))
+    play.wait(STAGED_IDLE_S / 2 + 1)
+    assert script(play.say(MIKA, Submit("p2", "k2", (a_spec(),), part=0, parts=2))) == ["1 <- PartStaged"]
+    assert script(play.say(MIKA, Submit("p1", "k1", (a_spec(),), part=1, parts=2)))[-1] == "1 <- Submitted"
+    late = refusal(play.say(MIKA, Submit("p0", "k0", (a_spec(),), part=1, parts=2)))
+    assert (late.code, late.hint) == (Code.BUSY, "send all parts again, from the first")
 
 
 def test_a_submission_of_nothing_is_refused() -> None:

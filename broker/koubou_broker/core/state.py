@@ -67,7 +67,16 @@ class Staged:
 
     parts: int
     as_batch: bool
+    touched_s: float  # when the last part came
     specs: dict[int, tuple[TaskSpec, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """How a submission in parts was answered, and by what its parts are known when they come again."""
+
+    submitted: Submitted
+    part_digests: tuple[bytes, ...]
 
 
 @dataclass(slots=True)
@@ -83,7 +92,7 @@ class Session:
     watches: dict[str, set[int]] = field(default_factory=dict)  # request_id -> task ids not yet ended
     staged: dict[str, Staged] = field(default_factory=dict)  # by idempotency key
     #: answers to submissions in parts, whose parts are gone when the last one is repeated
-    answered: dict[str, Submitted] = field(default_factory=dict)
+    answered: dict[str, Answered] = field(default_factory=dict)
     lookups: int = 0
 
 

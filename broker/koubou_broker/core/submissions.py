@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from koubou_broker.core.checks import check_spec, new_task
 from koubou_broker.core.lifecycle import Lifecycle
 from koubou_broker.core.quotas import check_quota
-from koubou_broker.core.state import Refusal, Session, Staged, State
+from koubou_broker.core.state import Answered, Refusal, Session, Staged, State
 from koubou_broker.effects import FindSubmission, Found
 from koubou_broker.idempotency import submission_digest, submission_hash
 from koubou_broker.records import NewTask, Submission
@@ -17,6 +17,7 @@ from koubou_common.messages.values import Plan, TaskRef, TaskSpec
 
 _ANSWERS_KEPT = 32  # to submissions in parts, a session: their last message may be repeated
 _CANDIDATES_SHOWN = 4_000  # over all plans of one message
+STAGED_IDLE_S = 60.0  # without a further part a half sent submission gives its place up when another needs it
 _STAGED_RETRY_S = 1.0  # half sent submissions become whole ones, or are given up with their session
 
 
@@ -30,7 +31,7 @@ class _Wish:
     specs: tuple[TaskSpec, ...]
     as_batch: bool
     digest: bytes
-    in_parts: bool
+    part_digests: tuple[bytes, ...]  # empty: it came in one message
     refused: tuple[str, float] | None  # when it came: its bodies were not kept then
 
 
@@ -52,13 +53,25 @@ class Submissions:
         if not message.tasks:
             raise Refusal(Code.BAD_INPUT, "a submission without tasks")
         if message.parts <= 1:
-            self._whole(session, message, message.tasks, in_parts=False)
+            self._whole(session, message, message.tasks)
             return
+        if not self._is_repeated(session, message):
+            self._stage(session, message)
+
+    def _is_repeated(self, session: Session, message: Submit) -> bool:
+        """Whether this part of an accepted submission was answered again: staged once more, it would stay so."""
         known = session.answered.get(message.idempotency_key)
-        if known is not None and message.part == message.parts - 1:
-            self._state.send(session.session, replace(known, request_id=message.request_id))
-            return
-        self._stage(session, message)
+        if known is None or len(known.part_digests) != message.parts or message.part >= message.parts:
+            return False
+        if known.part_digests[message.part] != submission_digest(message.tasks, as_batch=message.as_batch):
+            return False
+        if message.part == message.parts - 1:
+            if message.idempotency_key in session.staged:
+                return False  # other parts came meanwhile: this is another submission
+            self._state.send(session.session, replace(known.submitted, request_id=message.request_id))
+        else:
+            self._state.send(session.session, PartStaged(message.request_id, message.part))
+        return True
 
     def _stage(self, session: Session, message: Submit) -> None:
         limits = self._state.settings.limits
@@ -68,16 +81,19 @@ class Submissions:
         key = message.idempotency_key
         staged = session.staged.get(key)
         if staged is None or staged.parts != message.parts or staged.as_batch != message.as_batch:
+            if staged is None:
+                self._drop_idle(session)
             if staged is None and len(session.staged) >= limits.staged_per_session:
                 text = f"{len(session.staged)} submissions are half sent, the limit staged_per_session"
                 raise Refusal(Code.BUSY, text, retry_after_s=_STAGED_RETRY_S)
-            staged = session.staged[key] = Staged(message.parts, message.as_batch)
+            staged = session.staged[key] = Staged(message.parts, message.as_batch, self._state.now.mono_s)
         others = sum(len(specs) for part, specs in staged.specs.items() if part != message.part)
         if others + len(message.tasks) > limits.batch_tasks:
             del session.staged[key]
             raise _too_many(others + len(message.tasks), limits.batch_tasks)
         self._check_staged(session, message.tasks)
         staged.specs[message.part] = message.tasks
+        staged.touched_s = self._state.now.mono_s
         if message.part < message.parts - 1:
             self._state.send(session.session, PartStaged(message.request_id, message.part))
             return
@@ -86,8 +102,15 @@ class Submissions:
             text = f"part {missing} of this submission is not here (the broker or the connection was restarted)"
             raise Refusal(Code.BUSY, text, "send all parts again, from the first")
         del session.staged[key]
-        specs = tuple(spec for part in range(message.parts) for spec in staged.specs[part])
-        self._whole(session, message, specs, in_parts=True)
+        parts = [staged.specs[part] for part in range(message.parts)]
+        digests = tuple(submission_digest(part, as_batch=message.as_batch) for part in parts)
+        self._whole(session, message, tuple(spec for part in parts for spec in part), digests)
+
+    def _drop_idle(self, session: Session) -> None:
+        """Make room: a late copy of a first part, or a sender that gave up, must not hold a place for ever."""
+        since_s = self._state.now.mono_s - STAGED_IDLE_S
+        for key in [key for key, staged in session.staged.items() if staged.touched_s < since_s]:
+            del session.staged[key]
 
     def _check_staged(self, session: Session, more: tuple[TaskSpec, ...]) -> None:
         """Raise a Refusal where a principal would have more half sent, over all its sessions, than memory is for."""
@@ -103,14 +126,16 @@ class Submissions:
             text = f"{have:,} tasks and files of yours are half sent; the limit staged_per_client is {most:,}"
             raise Refusal(Code.BUSY, text, retry_after_s=_STAGED_RETRY_S)
 
-    def _whole(self, session: Session, message: Submit, specs: tuple[TaskSpec, ...], *, in_parts: bool) -> None:
+    def _whole(
+        self, session: Session, message: Submit, specs: tuple[TaskSpec, ...], part_digests: tuple[bytes, ...] = ()
+    ) -> None:
         state = self._state
         if len(specs) > state.settings.limits.batch_tasks:
             raise _too_many(len(specs), state.settings.limits.batch_tasks)
         as_batch = message.as_batch or len(specs) > 1
         digest = submission_digest(specs, as_batch=as_batch)
         key = message.idempotency_key
-        wish = _Wish(session.session, message.request_id, key, specs, as_batch, digest, in_parts, state.refused)
+        wish = _Wish(session.session, message.request_id, key, specs, as_batch, digest, part_digests, state.refused)
         if submission_hash(session.name, key) not in state.submission_hashes:
             self._accept(session.name, wish)
             return
@@ -195,10 +220,10 @@ class Submissions:
     def _answer(self, wish: _Wish, submitted: Submitted) -> None:
         self._state.send(wish.session, submitted)
         session = self._state.sessions.get(wish.session)
-        if wish.in_parts and session is not None:
+        if wish.part_digests and session is not None:
             if len(session.answered) >= _ANSWERS_KEPT:
                 del session.answered[next(iter(session.answered))]
-            session.answered[wish.key] = submitted
+            session.answered[wish.key] = Answered(submitted, wish.part_digests)
 
     def _checked(self, principal: str, specs: tuple[TaskSpec, ...]) -> list[NewTask]:
         tasks: list[NewTask] = []
