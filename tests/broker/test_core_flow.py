@@ -419,6 +419,17 @@ def test_a_part_that_comes_late_once_more_is_not_staged_anew() -> None:
     assert script(play.say(MIKA, parts[1])) == ["1 <- Submitted"]
 
 
+def test_a_last_part_that_overtook_its_answer_does_not_keep_the_submission_from_being_told() -> None:
+    play = a_play(agent=False)
+    parts = [Submit(f"p{nth}", "key", (a_spec(f"t{nth}"),), part=nth, parts=2) for nth in range(2)]
+    for part in parts:
+        play.say(MIKA, part)
+    play.say(MIKA, Submit("q1", "key", (a_spec("another"),), part=1, parts=2))
+    for part in parts:
+        answer = play.say(MIKA, part)
+    assert [ref.task_id for ref in the(sent(answer, Submitted)).tasks] == [1, 2]
+
+
 def test_the_same_key_with_other_parts_in_one_session_is_refused() -> None:
     play = a_play(agent=False)
     for nth in range(2):

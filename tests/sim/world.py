@@ -11,6 +11,8 @@ from sim.faults import Faults
 
 Action = Callable[[], None]
 
+_ENDLESS_MESSAGES = 200_000  # of one run: most have some thousand
+
 START_S = 1_000.0  # of the virtual clock
 _TRACE_LINES = 50_000  # of the last things that happened, for the story of a failure
 _LINE_CHARS = 400
@@ -89,6 +91,7 @@ class World:
     def deliver(self, node: str, arrive: Action) -> None:
         """A message between the broker and `node`, either way: it may be lost, doubled, late."""
         self.messages += 1
+        assert self.messages < _ENDLESS_MESSAGES, "messages without end: peers answer each other and get nowhere"
         faults = self.faults
         if not self.healed:
             if self.is_cut_off(node) or self.draws.random() < faults.loss:

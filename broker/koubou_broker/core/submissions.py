@@ -63,11 +63,11 @@ class Submissions:
         known = session.answered.get(message.idempotency_key)
         if known is None or len(known.part_digests) != message.parts or message.part >= message.parts:
             return False
+        if message.idempotency_key in session.staged:
+            return False  # other parts came meanwhile: all of it decides whether it is the same submission
         if known.part_digests[message.part] != submission_digest(message.tasks, as_batch=message.as_batch):
             return False
         if message.part == message.parts - 1:
-            if message.idempotency_key in session.staged:
-                return False  # other parts came meanwhile: this is another submission
             self._state.send(session.session, replace(known.submitted, request_id=message.request_id))
         else:
             self._state.send(session.session, PartStaged(message.request_id, message.part))
