@@ -161,6 +161,11 @@ class Conductor:
         grant = self._parts.access.grant_of(public_key)
         return grant.principal if grant else public_key
 
+    def is_worker(self, public_key: str) -> bool:
+        """Whether a key is an agent's: nobody sits before its answers."""
+        grant = self._parts.access.grant_of(public_key)
+        return grant is not None and grant.role is Role.WORKER
+
     def may_go(self, principal: str, *, used_much: bool = False) -> bool:
         """Whether a principal's messages may be taken in: not while the disk is busy with what it sent before."""
         owed = self._ledger.owed_to(principal) + self._turn.owed[principal]

@@ -44,6 +44,8 @@ class Reception:
     def take(self, route: bytes, public_key: str, data: bytes | None, now: Now) -> bool:
         """A message came; False: its line is full, and it was not taken."""
         who = self._conductor.principal_of(public_key)
+        if not self._conductor.is_worker(public_key):
+            self._shares.heard(who, now.mono_s)
         if self._shares.add(who, _Letter(route, public_key, data), len(data or b"")):
             return True
         began_s = self._cpu_s()
@@ -63,9 +65,13 @@ class Reception:
         conductor, shares = self._conductor, self._shares
         for who, spent_s in conductor.usage.take_spent().items():
             shares.charge(who, spent_s, now.mono_s)
+        has_light = shares.has_light(now.mono_s)
 
         def may_go(who: str) -> bool:
-            return self._may_go(who, now.mono_s) and not shares.rest_s(who, now.mono_s)
+            if not has_light:
+                return conductor.may_go(who)
+            used_much = shares.has_used_much(who, now.mono_s)
+            return conductor.may_go(who, used_much=used_much) and not shares.rest_s(who, now.mono_s)
 
         while shares.can_go(may_go):
             shares.begin_round(now.mono_s)
@@ -82,11 +88,11 @@ class Reception:
 
     def rest_s(self, now_s: float) -> float | None:
         """How long nobody's turn can come; None: until something happens."""
-        waiting = (who for who in self._shares.waiting() if self._may_go(who, now_s))
-        return min((self._shares.rest_s(who, now_s) for who in waiting), default=None)
-
-    def _may_go(self, who: str, now_s: float) -> bool:
-        return self._conductor.may_go(who, used_much=self._shares.has_used_much(who, now_s))
+        shares, conductor = self._shares, self._conductor
+        if not shares.has_light(now_s):
+            return 0.0 if any(conductor.may_go(who) for who in shares.waiting()) else None
+        waiting = (who for who in shares.waiting() if conductor.may_go(who, used_much=shares.has_used_much(who, now_s)))
+        return min((shares.rest_s(who, now_s) for who in waiting), default=None)
 
     def show(self, now: Now) -> None:
         """Tell people who was held back since the last call; it ends by itself."""

@@ -24,6 +24,7 @@ from koubou_broker.effects import Now, Snapshot
 from koubou_broker.keeper import Keeper
 from koubou_broker.lock import note_progress
 from koubou_broker.lookups import read_meta, read_snapshot, read_uploads
+from koubou_broker.loop_clock import LoopClock
 from koubou_broker.parts import Parts, StopBroker
 from koubou_broker.reader import Reader
 from koubou_broker.reception import TURN_S, Reception
@@ -75,6 +76,7 @@ class Server:
 
     def __init__(self, machine: Machine, *, was_restored: bool = False) -> None:
         self._machine = machine
+        self._clock = LoopClock(cpu_s=time.thread_time, mono_s=time.monotonic)
         parts = Parts(
             machine.access,
             machine.store,
@@ -83,12 +85,12 @@ class Server:
             machine.epoch,
             self._transmit,
             Keeper(machine.store, machine.backups),
-            time.thread_time,
+            self._clock,
         )
         self._conductor = Conductor(parts, self._snapshot(), _seed(), _now())
         with self._reading() as connection:
             self._conductor.know_uploads(read_uploads(connection), _now())
-        self._reception = Reception(self._conductor, cpu_s=time.thread_time, mono_s=time.monotonic)
+        self._reception = Reception(self._conductor, cpu_s=self._clock, mono_s=time.monotonic)
         self._is_stopping = False
         self._read_s = time.monotonic()  # when the ROUTER was last read
         self._rest_until_s = 0.0  # nothing is read before
@@ -132,6 +134,7 @@ class Server:
 
     def _turn(self) -> None:
         now = _now()
+        self._clock.begin_turn()
         self._machine.wake.clear()
         self._conductor.hear(now, lambda: time.monotonic() - now.mono_s >= TURN_S)
         if self._conductor.failed:
@@ -145,6 +148,7 @@ class Server:
                 self._tick_s = now.mono_s
                 self._conductor.tick(_now())
         self._conductor.end_turn(_now())
+        self._clock.end_turn()
 
     def _can_read(self) -> bool:
         return not self._conductor.is_full and not self._conductor.is_held_up

@@ -18,6 +18,7 @@ LINE_BYTES = 16 * MIB  # the same in bytes: the pieces that eight uploads are as
 REMEMBER_S = 0.5  # use counts for e^-1 of itself after this
 MUCH = 0.15  # of a processor's time: more is much; no client of ours comes near it with tasks that take a second
 MUCH_TOGETHER = 0.25  # of a processor's time: all that those who used much get together
+PRESENT_S = 1.0  # for so long after its last message somebody who used little is expected to send another
 
 Item = TypeVar("Item")
 
@@ -50,6 +51,7 @@ class Shares(Generic[Item]):
         self._lines: dict[str, _Line[Item]] = {}  # none is empty
         self._uses: dict[str, _Use] = {}
         self._much = _Use(0.0, 0.0)  # of all who had used much
+        self._heard: dict[str, float] = {}  # when each last sent something whose answer somebody waits for
         self._round: Iterator[str] = iter(())
 
     def add(self, who: str, item: Item, size_bytes: int) -> bool:
@@ -62,6 +64,16 @@ class Shares(Generic[Item]):
         line.waiting.append((item, size_bytes))
         line.bytes += size_bytes
         return True
+
+    def heard(self, who: str, now_s: float) -> None:
+        """It sent something, and somebody waits for the answer."""
+        self._heard[who] = now_s
+
+    def has_light(self, now_s: float) -> bool:
+        """Whether anybody is there who would wait behind those who used much; if not, nobody gains by their rest."""
+        for who in [who for who, heard_s in self._heard.items() if now_s - heard_s > PRESENT_S]:
+            del self._heard[who]
+        return any(not self.has_used_much(who, now_s) for who in self._heard)
 
     def begin_round(self, now_s: float) -> None:
         """One of each line is next, who used least first; who comes meanwhile is in the next round."""

@@ -1,6 +1,6 @@
 """Whose message is next: a line for each, least used first, and rest for who used much."""
 
-from koubou_broker.shares import MUCH, MUCH_TOGETHER, REMEMBER_S, Shares
+from koubou_broker.shares import MUCH, MUCH_TOGETHER, PRESENT_S, REMEMBER_S, Shares
 
 
 def everybody(_: str) -> bool:
@@ -100,3 +100,15 @@ def test_a_flood_gets_no_more_than_what_all_such_get_together() -> None:
         worked_s += 0.0004
     burst_s = 2 * REMEMBER_S * (MUCH + MUCH_TOGETHER)  # at first it had used little
     assert MUCH_TOGETHER * now_s * 0.7 < worked_s < MUCH_TOGETHER * now_s * 1.05 + burst_s
+
+
+def test_only_who_used_little_and_was_heard_lately_is_a_reason_for_rest() -> None:
+    shares: Shares[str] = Shares()
+    assert not shares.has_light(0.0)
+    shares.heard("mika", 0.0)
+    assert shares.has_light(0.0)
+    shares.charge("mika", 1.0, 0.0)
+    assert not shares.has_light(0.0)
+    shares.heard("rin", 0.0)
+    assert shares.has_light(PRESENT_S)
+    assert not shares.has_light(PRESENT_S + 0.01)
