@@ -6,14 +6,15 @@ READY := $(VENV)/.ready
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check check_static format up bench sim sim_gate chaos soak powercut clean
+.PHONY: help demo test check check_static format up bench lan sim sim_gate chaos soak powercut clean
 
 help:
 	@echo 'make demo    the whole workshop on this machine, with simulated Ollamas: see it work'
 	@echo 'make test    every test that needs no network'
 	@echo 'make check   the gate: format, lint, types, who imports whom, tests'
 	@echo 'make up      broker and agents of this home (KOUBOU_HOME, default ~/.koubou)'
-	@echo 'make bench   overhead, throughput, latency, as ratios in one run'
+	@echo 'make bench   cost of a decision, overhead, throughput, latency, as ratios in one run'
+	@echo 'make lan     a LAN in a box: how well routing uses unequal boxes, simulated; table, build/lan.json, build/lan.svg'
 	@echo 'make sim     the deterministic simulation: make sim SEEDS=10000, or one seed: make sim ONE=7'
 	@echo 'make sim_gate  every mechanism switched off once: the simulation must notice'
 	@echo 'make chaos   real processes killed, stopped and cut off, then everything read back: make chaos MINUTES=10 SEED=1'
@@ -54,6 +55,10 @@ up: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m bench
+
+# LAN='--scenario swaps --seed 7': one of them
+lan: $(READY)
+	@$(BIN)/python -m koubou_simulator.lan --folder build $(LAN)
 
 SEEDS ?= 2000
 sim: $(READY)

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import flood, machine, overhead, throughput
+from bench import decisions, flood, machine, overhead, throughput
 
 ROUNDS = 10  # of the overhead: medians of ten cold runs and thirty tasks for each gemini-repo-cli
 THROUGHPUT_ROUNDS = 3
@@ -16,7 +16,11 @@ def main() -> int:
     """Measure one after the other, in a folder that is removed at the end."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", choices=("all", "flood"), default="all", help="all but the flood (default), or the flood"
+        "what",
+        nargs="?",
+        choices=("all", "decisions", "flood"),
+        default="all",
+        help="all but the flood (default), one task's cost in the core, or the flood",
     )
     parser.add_argument(
         "--rounds", type=int, help=f"of the overhead's contest ({ROUNDS}), of each flood ({flood.ROUNDS})"
@@ -28,8 +32,11 @@ def main() -> int:
         print("\n".join(machine.describe(home)))
         if given.what == "flood":
             is_met = flood.measure(home / "flood", given.rounds or flood.ROUNDS)
+        elif given.what == "decisions":
+            is_met = decisions.measure()
         else:
-            is_met = overhead.measure(home / "overhead", given.rounds or ROUNDS)
+            is_met = decisions.measure()
+            is_met &= overhead.measure(home / "overhead", given.rounds or ROUNDS)
             throughput.measure(home / "throughput", THROUGHPUT_ROUNDS)
     finally:
         shutil.rmtree(home, ignore_errors=True)

@@ -287,6 +287,7 @@ class Agent:
         return self._core.spool_failed(uid, problem, now) if problem else self._core.spooled(uid, now)
 
     def _start(self, effect: StartAttempt) -> None:
+        self._inputs.keep(effect.dispatch)
         run = AttemptRun(effect, self._equipment)
         thread = threading.Thread(target=self._attempt, args=(run,), name=f"attempt-{run.uid[:8]}", daemon=True)
         self._runs[run.uid] = run

@@ -13,19 +13,17 @@ from koubou_agent.answer import extract, same_as_printed
 from koubou_agent.blobs import InputsMissing, is_body
 from koubou_agent.cli_env import CliMissing
 from koubou_agent.effects import Failed, Outcome, StartAttempt, Success
-from koubou_agent.gateway import CallPlan, CallReport, Door, Gateway, Limits, Phase
+from koubou_agent.gateway import CallPlan, CallReport, Door, Gateway, Phase
+from koubou_agent.planning import ModelFacts, plan_call
 from koubou_agent.preload import Preloader, PreloadReport
 from koubou_agent.runner import RunReport, RunRequest
 from koubou_common import durable
 from koubou_common.errors import ErrorClass, KoubouError, RefusedError
 from koubou_common.messages.limits import LOG_BYTES
-from koubou_common.messages.values import Body, Metrics, Option, WorkerConfig, WorkerLimits
+from koubou_common.messages.values import Body, Metrics, WorkerLimits
 
-NUM_CTX_DEFAULT = 8192  # tokens; of the requirement, as is the next
-NUM_PREDICT_DEFAULT = 4096
 RUNNER_MARGIN_S = 30.0  # the gateway's total limit ends the call with a better name; this ends a CLI that hangs
 SENTENCE_CHARS = 2_000  # a message's limit on the wire
-BYTES_PER_TOKEN_BOUNDS = (1.0, 16.0)  # one byte a token, and more than the longest that real text reaches (10)
 RATE_TOKENS_LEAST = 200  # a shorter prompt's reading time says little
 RATES_KEPT = 10
 
@@ -41,17 +39,6 @@ _PHASES = {  # the gateway's words as a person reads them in `ps`
 }
 
 _log = logging.getLogger("koubou_agent")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What the probe last saw of a model and its Ollama."""
-
-    family: str = ""
-    can_think: bool = False
-    digest: str = ""
-    ollama_version: tuple[int, ...] = ()
-    context_length: int = 0  # trained, tokens; 0: unknown
 
 
 class CliRunner(Protocol):
@@ -212,16 +199,8 @@ class AttemptRun:
 
     def _plan(self, facts: ModelFacts) -> CallPlan:
         dispatch, equipment = self._dispatch, self._equipment
-        return make_plan(
-            self._worker,
-            dispatch.model,
-            facts,
-            equipment.capped(self._worker.limits),
-            task_options=dispatch.options,
-            timeout_s=dispatch.timeout_s,
-            prompt_tokens_per_s=equipment.rates.tokens_per_s(dispatch.model),
-            bytes_per_token=_believable(dispatch.bytes_per_token),
-        )
+        limits, rate = equipment.capped(self._worker.limits), equipment.rates.tokens_per_s(dispatch.model)
+        return plan_call(self._worker, dispatch, facts, limits, rate)
 
     def _load(self, plan: CallPlan) -> None:
         """Before the attempt's clock starts, and not aborted: a load that is broken off begins anew."""
@@ -259,7 +238,9 @@ class AttemptRun:
         if call.error_class is not None and call.calls > 0:
             raise _Ending(call.error_class, call.message)
         if run.timed_out:
-            raise _Ending(ErrorClass.TIMEOUT, f"gemini-repo-cli did not end within {request.timeout_s:g} s")
+            limits = plan.limits
+            text = f"gemini-repo-cli did not end although its time was over ({limits.total_s:g} s, {limits.total_of})"
+            raise _Ending(ErrorClass.TIMEOUT, text)
         if call.error_class is not None or run.exit_code != 0:
             raise _Ending(ErrorClass.CLI_FAILED, _how_it_ended(run, call))
         if not same_as_printed(call.text, run.stdout):
@@ -338,62 +319,9 @@ class AttemptRun:
             raise _Ending(stop.error_class, stop.message)
 
 
-def make_plan(
-    worker: WorkerConfig,
-    model: str,
-    facts: ModelFacts,
-    limits: WorkerLimits,
-    *,
-    task_options: tuple[Option, ...] = (),
-    timeout_s: float | None = None,
-    prompt_tokens_per_s: float | None = None,
-    bytes_per_token: float | None = None,
-) -> CallPlan:
-    """The worker's options under the task's; the window is the worker's alone, another would reload the model."""
-    task = {name: value for name, value in _plain(task_options).items() if name != "num_ctx"}
-    options = _plain(worker.options) | task
-    num_ctx = _integer(options.pop("num_ctx", None), NUM_CTX_DEFAULT)
-    return CallPlan(
-        model=model,
-        # Ollama gives no more than the model was trained for and says nothing: with the larger number every
-        # check against the window would be blind, and the model would never seem to be loaded as asked.
-        num_ctx=min(num_ctx, facts.context_length or num_ctx),
-        num_predict=_integer(options.pop("num_predict", None), NUM_PREDICT_DEFAULT),
-        options=options,
-        family=facts.family,
-        can_think=facts.can_think,
-        thinking_allowance=worker.thinking_allowance,
-        limits=Limits(
-            connect_s=limits.connect_s,
-            load_s=limits.load_s,
-            first_token_s=limits.first_token_s,
-            idle_s=limits.idle_s,
-            total_s=limits.total_s if timeout_s is None else min(limits.total_s, timeout_s),
-            output_bytes=limits.output_bytes,
-        ),
-        ollama_version=facts.ollama_version,
-        prompt_tokens_per_s=prompt_tokens_per_s,
-        bytes_per_token=bytes_per_token,
-    )
-
-
-def _believable(bytes_per_token: float) -> float | None:
-    """A measured ratio, if text can have it: one from tiny prompts would leave an answer no room."""
-    least, most = BYTES_PER_TOKEN_BOUNDS
-    return bytes_per_token if least <= bytes_per_token <= most else None
-
-
 def _how_it_ended(run: RunReport, call: CallReport) -> str:
     how = f"with exit code {run.exit_code}" if run.signal is None else f"by signal {run.signal}"
     if run.exit_code is None and run.signal is None:
         how = "with its environment"
     said = run.log_tail.strip().rsplit("\n", 1)[-1]
     return "; ".join(part for part in (f"gemini-repo-cli ended {how}", call.message, said) if part)
-
-
-def _plain(options: tuple[Option, ...]) -> dict[str, object]:
-    return {option.name: list(option.value) if isinstance(option.value, tuple) else option.value for option in options}
-
-
-def _integer(value: object, default: int) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else default

@@ -31,6 +31,7 @@ class BlobCache:
         self._most_bytes = most_bytes
         self._most_days = most_days
         self._lock = threading.Lock()
+        self._held_bytes = 0  # at most: what was replaced counts twice until somebody looks
         self._make_folder()
 
     def get(self, sha256: bytes) -> bytes | None:
@@ -52,6 +53,8 @@ class BlobCache:
     def put(self, data: bytes) -> None:
         """Keep a blob; a cache that cannot write is a slow one, not a fault."""
         path = self._path(hashlib.sha256(data).digest())
+        if _is_there(path, len(data)):
+            return
         partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
         for is_last in (False, True):
             try:
@@ -65,7 +68,11 @@ class BlobCache:
                     continue
                 _log.warning("cache: %s could not be kept: %s", path.name, error)
             break
-        self.trim()
+        with self._lock:
+            self._held_bytes += len(data)
+            is_full = self._held_bytes > self._most_bytes
+        if is_full:
+            self.trim()
 
     def give_way(self, size_bytes: int) -> bool:
         """Drop what was not used for longest, so many bytes of it: the disk is full; whether anything was dropped."""
@@ -91,12 +98,14 @@ class BlobCache:
                 with contextlib.suppress(OSError):  # a disk that became read-only keeps them
                     path.unlink(missing_ok=True)
                 left -= size
+            self._held_bytes = left
 
     def wipe(self) -> None:
         """Forget everything."""
         with self._lock:
             for path in self._folder.iterdir():
                 path.unlink(missing_ok=True)
+            self._held_bytes = 0
 
     def _by_use(self) -> list[tuple[float, int, Path]]:
         """Last use, size and place of all blobs, the least recently used first."""
@@ -187,6 +196,17 @@ class Downloads:
             (at_s + ASK_AGAIN_S for download in self._by_sha.values() for at_s in download.asked_s.values()),
             default=None,
         )
+
+
+def _is_there(path: Path, size_bytes: int) -> bool:
+    """Whether a blob is kept already; that is a use of it."""
+    try:
+        if path.stat().st_size != size_bytes:
+            return False
+        os.utime(path)
+    except OSError:
+        return False
+    return True
 
 
 def is_body(body: Body, data: bytes) -> bool:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from koubou_agent import cli_env, room
-from koubou_agent.attempt import AttemptRun, CliRunner, ModelFacts, ReadingRates, make_plan
+from koubou_agent.attempt import AttemptRun, CliRunner, ReadingRates
 from koubou_agent.call_plan import parse_version
 from koubou_agent.cli_env import CliMissing
 from koubou_agent.config import AgentConfig
 from koubou_agent.gateway import Gateway
+from koubou_agent.planning import ModelFacts, plan_warm_up
 from koubou_agent.preload import Preloader
 from koubou_agent.probe import Health, Probe
 from koubou_agent.runner import Runner
@@ -97,7 +98,7 @@ class Box:
         if normal_model(worker.default_model) not in self._facts:
             return
         limits = self._config.settings.limits.capped(worker.limits)
-        plan = make_plan(worker, worker.default_model, self.facts(worker.default_model), limits)
+        plan = plan_warm_up(worker, self.facts(worker.default_model), limits)
         self._warm_up = threading.Thread(target=self.preloader.ensure, args=(plan,), name="warm-up", daemon=True)
         self._warm_up.start()
 

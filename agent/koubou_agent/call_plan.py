@@ -12,6 +12,9 @@ _ROOM_BYTES_PER_TOKEN = 6.0
 _TIME_BYTES_PER_TOKEN = 3.0
 _SLOW_PROMPT_TOKENS_PER_S = 10.0  # a small CPU box, where nothing was measured
 _PATIENCE = 3.0  # times the expected reading time of a prompt
+_FIRST_BY_WORKER = "the first_token_s of its worker's limits"
+_FIRST_BY_PROMPT = f"{_PATIENCE:g} times what this box needs to read a prompt of that size"
+_FIRST_BY_MEASURE = "the limit that follows from its worker's measured speed"
 # From here on a hang-up is noticed while a prompt is read, and `shift` reloads the model.
 _LLAMA_SERVER_VERSION = (0, 30)
 _GPT_OSS_FAMILY = "gptoss"  # cannot stop thinking: takes low, medium, high only
@@ -33,6 +36,7 @@ class Limits:
     first_token_s: float = 300.0
     idle_s: float = 300.0
     total_s: float = 3600.0  # from the opening of the door
+    total_of: str = "the limit of one attempt"  # who set it, for the failure that names it
     output_bytes: int = 4 * 2**20
 
 
@@ -49,6 +53,7 @@ class CallPlan:
     thinking_allowance: int  # tokens on top of num_predict for a model that cannot stop thinking
     limits: Limits
     ollama_version: tuple[int, ...]  # () or (0, 0, 0): unknown, a build of one's own
+    first_token_s: float | None = None  # the broker's, from what it measured; None: worked out here
     prompt_tokens_per_s: float | None = None
     bytes_per_token: float | None = None
 
@@ -63,6 +68,7 @@ class Prepared:
     prompt_bytes: int
     prompt_tokens: int  # estimated
     first_token_limit_s: float
+    first_token_of: str  # who set it, for the failure that names it
 
 
 def prepare(
@@ -80,6 +86,7 @@ def prepare(
     wanted = plan.num_predict + thinking_allowance
     num_predict = max(NUM_PREDICT_FLOOR, min(wanted, plan.num_ctx - prompt_tokens))
     num_predict = min(num_predict, wanted)  # the floor never gives more than was configured
+    first_token_s, first_token_of = first_token_limit(plan, prompt_bytes)
     body: dict[str, object] = {
         "model": plan.model,
         "prompt": prompt,
@@ -97,7 +104,8 @@ def prepare(
         num_predict_wanted=wanted,
         prompt_bytes=prompt_bytes,
         prompt_tokens=prompt_tokens,
-        first_token_limit_s=first_token_limit_s(plan, prompt_bytes),
+        first_token_limit_s=first_token_s,
+        first_token_of=first_token_of,
     )
 
 
@@ -120,11 +128,16 @@ def cannot_stop_thinking(plan: CallPlan) -> bool:
     return plan.can_think and plan.family == _GPT_OSS_FAMILY
 
 
-def first_token_limit_s(plan: CallPlan, prompt_bytes: int) -> float:
-    """How long the first token may take once the model is loaded: reading a long prompt takes minutes."""
+def first_token_limit(plan: CallPlan, prompt_bytes: int) -> tuple[float, str]:
+    """How long the first token may take once the model is loaded, and who says so: long prompts take minutes."""
+    if plan.first_token_s is not None:
+        return plan.first_token_s, _FIRST_BY_MEASURE
     tokens = min(plan.num_ctx, _estimate(plan, prompt_bytes, _TIME_BYTES_PER_TOKEN))
     rate = plan.prompt_tokens_per_s or _SLOW_PROMPT_TOKENS_PER_S
-    return max(plan.limits.first_token_s, _PATIENCE * tokens / rate)
+    reading_s = _PATIENCE * tokens / rate
+    if reading_s <= plan.limits.first_token_s:
+        return plan.limits.first_token_s, _FIRST_BY_WORKER
+    return reading_s, _FIRST_BY_PROMPT
 
 
 def notices_hangup(version: tuple[int, ...]) -> bool:

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 from koubou_agent import cli_env
 from koubou_agent.agent import software
-from koubou_agent.attempt import NUM_CTX_DEFAULT
 from koubou_agent.box import cli_python
 from koubou_agent.cli_env import CliMissing
 from koubou_agent.config import AgentConfig, agent_config
+from koubou_agent.planning import ModelFacts, plan_warm_up
 from koubou_agent.probe import ModelSeen, Probe
 from koubou_common import __version__
 from koubou_common.addresses import check_connect, is_loopback
@@ -182,8 +182,8 @@ def _models(there: Sequence[ModelSeen], worker: WorkerConfig | None) -> Iterator
         text = f"{name}, {what} of {worker.worker_id}, is not in this Ollama"
         yield Check("model", finding, text, f"ollama pull {name}")
     default = by_name.get(normal_model(worker.default_model)) if worker.default_model else None
-    num_ctx = next((option.value for option in worker.options if option.name == "num_ctx"), NUM_CTX_DEFAULT)
-    if default is not None and isinstance(num_ctx, int) and 0 < default.context_length < num_ctx:
+    num_ctx = plan_warm_up(worker, ModelFacts(), worker.limits).num_ctx
+    if default is not None and 0 < default.context_length < num_ctx:
         yield Check(
             "window",
             Finding.WARNING,

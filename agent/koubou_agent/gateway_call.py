@@ -121,7 +121,7 @@ class Call:
             return
         limits = self._plan.limits
         if now > self._deadline_mono_s:
-            self.abort(ErrorClass.TIMEOUT, f"the attempt took longer than {limits.total_s:g} s")
+            self.abort(ErrorClass.TIMEOUT, f"the attempt took longer than {limits.total_s:g} s, {limits.total_of}")
         elif self._first_line_at:
             if now - self._last_line_at > limits.idle_s:
                 self.abort(ErrorClass.STALLED, f"no token came for {limits.idle_s:g} s")
@@ -233,7 +233,8 @@ class Call:
         if now - since > self.prepared.first_token_limit_s:
             self.abort(
                 ErrorClass.STUCK,
-                f"no first token within {self.prepared.first_token_limit_s:g} s, the model being loaded",
+                f"no first token within {self.prepared.first_token_limit_s:g} s, {self.prepared.first_token_of};"
+                " the model is loaded",
             )
 
     def _is_loaded(self, seen: LoadedSeen | None) -> bool | None:

@@ -1,4 +1,4 @@
-"""What attempts refer to: found in the cache, or pulled from the broker by the loop while the attempt waits."""
+"""What attempts refer to: kept in the cache, or pulled from the broker by the loop while the attempt waits."""
 
 import threading
 import time
@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from koubou_agent.blobs import BlobCache, Downloads, InputsMissing, is_body
-from koubou_common.messages import BlobChunk, BlobGet
+from koubou_common.messages import BlobChunk, BlobGet, Dispatch
+from koubou_common.messages.limits import KEPT_BYTES_LEAST
 from koubou_common.messages.values import Body
 
 FETCH_MOST_S = 600.0  # 16 MiB over a slow line, and a broker that is being restarted meanwhile
@@ -63,6 +64,12 @@ class Inputs:
             raise InputsMissing("the broker does not have, or did not give, an input of this task")
         self._cache.put(waiter.data)
         return waiter.data
+
+    def keep(self, dispatch: Dispatch) -> None:
+        """Keep what came inside a dispatch: in this session the broker will not send it again."""
+        for body in (dispatch.prompt, *(file.body for file in dispatch.files)):
+            if body.inline is not None and body.size_bytes >= KEPT_BYTES_LEAST and is_body(body, body.inline):
+                self._cache.put(body.inline)
 
     def want(self, event: Want) -> None:
         """Begin to pull what an attempt waits for."""

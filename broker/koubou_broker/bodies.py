@@ -2,16 +2,17 @@
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
 
 from koubou_common.codec import encode
 from koubou_common.messages import Dispatch, FromBroker, ParkedWork, Result, Submit, TaskResult
-from koubou_common.messages.limits import INLINE_BYTES
+from koubou_common.messages.limits import INLINE_BYTES, KEPT_BYTES_LEAST
 from koubou_common.messages.values import Body, TaskSpec
 
 CACHE_BYTES = 64 * 1024 * 1024  # recent small bodies: most prompts leave again soon after they came
 CACHE_BODIES = 8_192  # a tiny one costs half a KiB all the same; this many are some thousand tasks
+KNOWN_BODIES = 4_096  # of one session: half a MiB of hashes, and more files than a night's batches share
 _FRAME_BYTES = 8 * 1024  # more than a message takes around its bodies and file names
 _FILE_FRAME_BYTES = 1_200  # more than a file's name (255 characters of 4 bytes), hash and sizes take
 _INLINE_FRAME_BYTES = 16  # what a binary field takes around its bytes
@@ -99,11 +100,35 @@ class BodyCache:
         return data
 
 
-def to_be_inline(message: FromBroker) -> tuple[bytes, ...]:
-    """Hashes of the bodies that fit into the message itself, prompt first."""
+class KnownBodies:
+    """Hashes of what was sent to an agent that keeps it, the least recently used forgotten first."""
+
+    def __init__(self, most: int = KNOWN_BODIES) -> None:
+        self._most = most
+        self._known: OrderedDict[bytes, None] = OrderedDict()
+
+    def __contains__(self, sha256: object) -> bool:
+        return sha256 in self._known
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def note(self, bodies: Iterable[Body], sent: Container[bytes]) -> None:
+        """A message with these bodies goes out, with the bytes of those in `sent`."""
+        for body in bodies:
+            if body.sha256 in self._known:
+                self._known.move_to_end(body.sha256)
+            elif body.sha256 in sent and body.size_bytes >= KEPT_BYTES_LEAST:
+                self._known[body.sha256] = None
+        while len(self._known) > self._most:
+            self._known.popitem(last=False)
+
+
+def to_be_inline(message: FromBroker, known: Container[bytes] = ()) -> tuple[bytes, ...]:
+    """Hashes of the bodies that fit into the message itself, prompt first; not of those that its reader knows."""
     if not isinstance(message, Dispatch | TaskResult):
         return ()
-    bodies = list(bodies_of(message))
+    bodies = [body for body in bodies_of(message) if body.sha256 not in known]
     room = INLINE_BYTES - _FRAME_BYTES - _FILE_FRAME_BYTES * len(bodies)
     if sum(body.size_bytes for body in bodies) > room:
         room = INLINE_BYTES - len(encode(message, epoch=2**62)) - _INLINE_FRAME_BYTES * len(bodies)

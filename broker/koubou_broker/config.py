@@ -11,7 +11,7 @@ from koubou_common.errors import ConfigError
 from koubou_common.home import Home
 from koubou_common.messages.values import Label
 from koubou_common.settings import BrokerSettings, WorkersFile, load
-from koubou_common.worker_settings import WorkerSettings
+from koubou_common.worker_settings import WorkerSettings, wire_options
 from koubou_common.yaml_marks import read_document
 
 
@@ -74,6 +74,14 @@ def core_settings(configuration: Configuration, addresses: tuple[str, ...]) -> c
             )
             for rule in workers.routing_policy.rules
         ),
+        strategy=workers.routing_policy.strategy,
+        aging_s=workers.routing_policy.aging_s,
+        patience_s=workers.routing_policy.patience_s,
+        performance=core.PerformanceSettings(
+            update_s=workers.performance.update_s,
+            window_s=workers.performance.window_h * 3_600.0,
+            min_samples=workers.performance.min_samples,
+        ),
         min_workers=workers.manager.min_workers,
         max_workers=min(workers.max_workers, broker.limits.max_workers),
         default_slots=workers.manager.max_active_tasks,
@@ -87,9 +95,15 @@ def core_settings(configuration: Configuration, addresses: tuple[str, ...]) -> c
         breaker_failures=broker.breaker.failures,
         breaker_cooldown_s=broker.breaker.cooldown_s,
         limits=limits,
+        cache_days=_cache_days(broker),
         addresses=broker.advertise or addresses,
         version=__version__,
     )
+
+
+def _cache_days(broker: BrokerSettings) -> float:
+    # An answer whose text is about to go must not be given again: the two would meet in one transaction.
+    return min(broker.result_cache.keep_days, broker.retention.bodies_days) if broker.result_cache.enabled else 0.0
 
 
 def _refuse_here(path: Path, workers: WorkersFile) -> None:
@@ -120,8 +134,10 @@ def _worker(one: WorkerSettings, result_bytes: int) -> core.WorkerSettings:
         capabilities=one.capabilities,
         labels=tuple(Label(key, value) for key, value in one.labels.items()),
         options=told.options,
+        model_options=tuple((model, wire_options(options)) for model, options in one.model_options.items()),
         thinking_allowance=one.thinking_allowance,
         limits=told.limits,
+        total_least_s=one.total_least_s,
         endpoint_url=one.endpoint_url,
         agent_here=one.agent == "here",
     )

@@ -30,8 +30,10 @@ class WorkerSettings:
     capabilities: tuple[str, ...] = ("general",)
     labels: tuple[Label, ...] = ()
     options: tuple[Option, ...] = ()
+    model_options: tuple[tuple[str, tuple[Option, ...]], ...] = ()  # by model: over `options`
     thinking_allowance: int = 2048  # tokens, for models that cannot stop thinking
     limits: WorkerLimits = field(default_factory=WorkerLimits)
+    total_least_s: float = 600.0  # the limit of an attempt that follows from measured rates is not below it
     endpoint_url: str = ""
     agent_here: bool = False
 
@@ -76,11 +78,24 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class PerformanceSettings:
+    """How the workers' speed is measured."""
+
+    update_s: float = 300.0
+    window_s: float = 86_400.0  # only attempts that ended within it count for the factors
+    min_samples: int = 5  # successful runs before anything measured counts
+
+
+@dataclass(frozen=True, slots=True)
 class CoreSettings:
     """Everything the core needs to know that is not state."""
 
     workers: tuple[WorkerSettings, ...] = ()
     rules: tuple[Rule, ...] = ()
+    strategy: str = "priority_based"  # a name of `strategies.STRATEGIES`
+    aging_s: float = 1_800.0  # waiting so long raises a task's effective priority by 1, at most to 7; 0: never
+    patience_s: float = 900.0  # a task is overtaken at most so long for a loaded model's sake; 0: never
+    performance: PerformanceSettings = PerformanceSettings()
     min_workers: int = 0  # an alert tells when fewer are connected
     max_workers: int = 500  # no more are invited or enrolled
     default_slots: int = 2  # of a worker that workers.yaml does not name
@@ -95,5 +110,6 @@ class CoreSettings:
     breaker_failures: int = 5  # in a row, then the worker cools down
     breaker_cooldown_s: float = 60.0
     limits: Limits = Limits()
+    cache_days: float = 0.0  # answers are given again for so long; 0: never
     addresses: tuple[str, ...] = ()  # where the broker can be reached, for invitations
     version: str = ""

@@ -66,6 +66,7 @@ def open_writer(path: Path) -> Engine:
         cursor.execute(f"PRAGMA journal_size_limit = {WAL_KEPT_BYTES}")
         # What is deleted is overwritten, always: pages that move about would leave copies for a purge to miss.
         cursor.execute("PRAGMA secure_delete = ON")
+        cursor.execute("PRAGMA temp_store = MEMORY")  # strangers may hold the last file that can be opened
         # Inside a commit SQLite would swallow the error of a checkpoint: `checkpoints` does it, and hears it.
         cursor.execute("PRAGMA wal_autocheckpoint = 0")
         synchronous = cursor.execute("PRAGMA synchronous").fetchone()[0]
@@ -99,6 +100,10 @@ def open_reader(path: Path) -> Engine:
         del entry
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}").close()
         connection.execute("PRAGMA query_only = ON").close()
+        # All files are opened here, none later: strangers who connect may hold the last that can be opened, and a
+        # look-up that could not open one would look like a database that is gone.
+        connection.execute("PRAGMA temp_store = MEMORY").close()
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from koubou_broker.records import (
     Attempt,
+    Decided,
     Event,
+    FactorChange,
     NewTask,
     Parked,
     Principal,
@@ -17,8 +19,9 @@ from koubou_broker.records import (
     TaskProgress,
     Worker,
 )
+from koubou_broker.speeds import Speed
 from koubou_common.messages import EndBackup, FromBroker, GetBackupPart, MakeBackup
-from koubou_common.messages.values import Role, TaskState
+from koubou_common.messages.values import Role, TaskState, WorkerStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +150,10 @@ class FindMarks:
 
 @dataclass(frozen=True, slots=True)
 class FindStory:
-    """A task with all attempts and events."""
+    """A task with all attempts and events, or with its attempts and the decisions behind them."""
 
     task_id: int
+    with_decisions: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +186,41 @@ class FindParked:
     skip: int = 0
 
 
-Query = FindTasks | FindMarks | FindStory | FindSubmission | FindAttempt | CountStates | FindParked
+@dataclass(frozen=True, slots=True)
+class FindSpeeds:
+    """How fast each worker ran each model since then, successes alone."""
+
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class FindStats:
+    """What the attempts of each worker came to since then, and the newest of its factors; empty: of all workers."""
+
+    since_ms: int
+    worker_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FindCached:
+    """Answers kept under these keys, recorded since then and not replaced, whose text is still there."""
+
+    keys: tuple[bytes, ...]
+    since_ms: int
+
+
+Query = (
+    FindTasks
+    | FindMarks
+    | FindStory
+    | FindSubmission
+    | FindAttempt
+    | CountStates
+    | FindParked
+    | FindSpeeds
+    | FindStats
+    | FindCached
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,16 +234,29 @@ class StoredTask:
 
 
 @dataclass(frozen=True, slots=True)
+class CachedAnswer:
+    """A task that succeeded, found in the result cache."""
+
+    key: bytes
+    stored: StoredTask
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """What a Lookup brought; only the fields that belong to its query are filled."""
 
     tasks: tuple[StoredTask, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     events: tuple[Event, ...] = ()
+    decisions: tuple[Decided, ...] = ()
     submission: Submission | None = None
     counts: tuple[tuple[TaskState, int], ...] = ()
     parked: tuple[Parked, ...] = ()
     parked_total: int = 0
+    speeds: tuple[Speed, ...] = ()
+    stats: tuple[WorkerStats, ...] = ()
+    factors: tuple[FactorChange, ...] = ()  # newest first
+    cached: tuple[CachedAnswer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

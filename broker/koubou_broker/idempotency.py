@@ -23,7 +23,7 @@ def submission_digest(specs: Iterable[TaskSpec], *, as_batch: bool) -> bytes:
 
 def _canonical(spec: TaskSpec) -> bytes:
     # repr of a tuple of plain values says where each ends, so that no two specs run into each other.
-    wanted = (
+    wanted: tuple[object, ...] = (
         spec.prompt.sha256,
         tuple((file.name, file.body.sha256) for file in spec.files),
         spec.target,
@@ -39,4 +39,8 @@ def _canonical(spec: TaskSpec) -> bytes:
         spec.strict_output,
         spec.out_path,
     )
+    wishes = (tuple(sorted(set(spec.capabilities))), spec.same_digest)
+    if any(wishes):
+        # Only where there are some: a submission repeated after an upgrade must still be the same one.
+        wanted = (*wanted, wishes)
     return repr(wanted).encode("utf-8", "surrogatepass")

@@ -8,10 +8,14 @@ from sqlalchemy import Connection, Select, Table, func, select
 
 from koubou_broker import rows, schema
 from koubou_broker.effects import (
+    CachedAnswer,
     CountStates,
     FindAttempt,
+    FindCached,
     FindMarks,
     FindParked,
+    FindSpeeds,
+    FindStats,
     FindStory,
     FindSubmission,
     FindTasks,
@@ -23,6 +27,8 @@ from koubou_broker.effects import (
     Upload,
 )
 from koubou_broker.idempotency import submission_hash
+from koubou_broker.measurements import find_speeds, find_stats
+from koubou_broker.records import Decided
 from koubou_broker.transaction import in_lists
 from koubou_broker.workers import speaks_about_worker
 from koubou_common.errors import ErrorClass
@@ -45,7 +51,7 @@ def find(connection: Connection, query: Query) -> Found:
         case FindMarks():
             return Found(tasks=_marks(connection, query))
         case FindStory():
-            return _story(connection, query.task_id)
+            return _story(connection, query.task_id, with_decisions=query.with_decisions)
         case FindSubmission():
             return _submission(connection, query)
         case FindAttempt():
@@ -54,6 +60,12 @@ def find(connection: Connection, query: Query) -> Found:
             return Found(counts=_counts(connection, query.principal))
         case FindParked():
             return _parked(connection, query)
+        case FindSpeeds():
+            return find_speeds(connection, query)
+        case FindStats():
+            return find_stats(connection, query)
+        case FindCached():
+            return Found(cached=_cached(connection, query))
 
 
 def read_uploads(connection: Connection) -> tuple[Upload, ...]:
@@ -154,7 +166,7 @@ def _marks(connection: Connection, query: FindMarks) -> tuple[StoredTask, ...]:
     )
 
 
-def _story(connection: Connection, task_id: int) -> Found:
+def _story(connection: Connection, task_id: int, *, with_decisions: bool) -> Found:
     attempts, events = schema.attempts.c, schema.events.c
     newest_attempts = (
         select(schema.attempts)
@@ -165,10 +177,17 @@ def _story(connection: Connection, task_id: int) -> Found:
     newest_events = (
         select(schema.events).where(events.task_id == task_id).order_by(events.seq.desc()).limit(STORY_EVENTS)
     )
+    shown = tuple(rows.attempt(row) for row in connection.execute(newest_attempts))[::-1]
+    decisions: tuple[Decided, ...] = ()
+    if with_decisions:
+        uids = [one.attempt_uid for one in shown]
+        of_them = select(schema.decisions).where(schema.decisions.c.attempt_uid.in_(uids))
+        decisions = tuple(rows.decided(row) for row in connection.execute(of_them))
     return Found(
         tasks=_stored(connection, select(schema.tasks).where(schema.tasks.c.task_id == task_id)),
-        attempts=tuple(rows.attempt(row) for row in connection.execute(newest_attempts))[::-1],
+        attempts=shown,
         events=tuple(rows.event(row) for row in connection.execute(newest_events))[::-1],
+        decisions=decisions,
     )
 
 
@@ -205,6 +224,23 @@ def _parked(connection: Connection, query: FindParked) -> Found:
     page = wanted.order_by(parked.at_ms.desc(), parked.attempt_uid).offset(query.skip).limit(PAGE_PARKED)
     total = connection.scalar(select(func.count()).select_from(schema.parked)) or 0
     return Found(parked=tuple(rows.parked(row) for row in connection.execute(page)), parked_total=total)
+
+
+def _cached(connection: Connection, query: FindCached) -> tuple[CachedAnswer, ...]:
+    cache, tasks, ref = schema.result_cache.c, schema.tasks.c, schema.blob_ref.c
+    held = select(ref.task_id).where(ref.task_id == tasks.task_id, ref.sha256 == tasks.result_sha256).exists()
+    wanted = (
+        select(schema.tasks, cache.key.label("cache_key"))
+        .join(schema.result_cache, cache.task_id == tasks.task_id)
+        # A retry gives the task another outcome, perhaps of another version of the model: then this one is gone.
+        .where(tasks.state == TaskState.SUCCEEDED.value, tasks.finished_ms == cache.stored_ms, held)
+        .where(cache.stored_ms >= query.since_ms)
+    )
+    return tuple(
+        CachedAnswer(row.cache_key, rows.stored_task(row))
+        for some in in_lists(query.keys)
+        for row in connection.execute(wanted.where(cache.key.in_(some)))
+    )
 
 
 def _counts(connection: Connection, principal: str) -> tuple[tuple[TaskState, int], ...]:

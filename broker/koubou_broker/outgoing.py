@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 
 from koubou_broker.blobs import Grants
-from koubou_broker.bodies import BodyCache, attach, bodies_of, to_be_inline
+from koubou_broker.bodies import BodyCache, KnownBodies, attach, bodies_of, to_be_inline
 from koubou_broker.reader import Bodies, ReadBodies
 from koubou_broker.sessions import Outgoing, Session, Sessions
 from koubou_common.errors import Code
-from koubou_common.messages import Dispatch, Error, FromBroker, ParkedWork, TaskResult
+from koubou_common.messages import Dispatch, Error, FromBroker, ParkedWork, TaskResult, Welcome
+
+_PROTO_KEEPS = 2  # agents from this version on keep what came inside a message, as what they pulled
 
 
 @dataclass(slots=True)
@@ -34,11 +36,15 @@ class Outbound:
         """Queue a message; a request for the reader if bodies are missing for it."""
         if isinstance(message, ParkedWork):
             self._grants.grant(session.public_key, tuple(body.sha256 for body in bodies_of(message)))
+        if isinstance(message, Welcome) and message.session and message.proto >= _PROTO_KEEPS:
+            session.known = KnownBodies() if session.known is None else session.known
         if not isinstance(message, Dispatch | TaskResult):
             self._sessions.send(session, message)
             return None
         self._grants.grant(session.public_key, tuple(body.sha256 for body in bodies_of(message)))
-        hashes = to_be_inline(message)
+        hashes = to_be_inline(message, () if session.known is None else session.known)
+        if session.known is not None:
+            session.known.note(bodies_of(message), hashes)
         data = {sha256: held for sha256 in hashes if (held := self._cache.get(sha256)) is not None}
         missing = tuple(sha256 for sha256 in hashes if sha256 not in data)
         if not missing:

@@ -4,8 +4,10 @@ from koubou_common.messages import (
     AgentHello,
     ClientHello,
     Enrol,
+    Explain,
     GetKeys,
     GetResult,
+    GetStats,
     GetStatus,
     GetStory,
     GetTasks,
@@ -18,8 +20,10 @@ from koubou_common.messages import (
 #: What changes nothing. A Submit is among them while none is taken: one that was accepted before is told so.
 _QUESTIONS = (
     ClientHello,
+    Explain,
     GetKeys,
     GetResult,
+    GetStats,
     GetStatus,
     GetStory,
     GetTasks,

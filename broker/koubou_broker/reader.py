@@ -99,10 +99,12 @@ class Reader:
         self._wake = wake
         self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._connection: Connection | None = None
         self._thread = threading.Thread(target=self._run, name="koubou-reader", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Open the database and start the thread."""
+        self._connection = self._engine.connect()
         self._thread.start()
 
     def ask(self, request: Request) -> None:
@@ -130,7 +132,8 @@ class Reader:
 
     def _run(self) -> None:
         try:
-            with self._engine.connect() as connection:
+            assert self._connection is not None, "started without a connection"
+            with self._connection as connection:
                 while (request := self._requests.get()) is not None:
                     self._answer(connection, request)
         except Exception as error:  # the loop must hear of it: a silent reader would strand every look-up

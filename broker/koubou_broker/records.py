@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from koubou_common.errors import ErrorClass
 from koubou_common.messages.values import (
     AttemptState,
+    Decision,
     File,
     Label,
     Metrics,
@@ -56,6 +57,10 @@ class NewTask:
     out_digest: str
     submitted_ms: int
     queue_timeout_s: float | None = None  # from submitted_ms until the first attempt begins
+    capabilities: tuple[str, ...] = ()  # that its worker must have
+    digest: str = ""  # the version of the model that its worker must have; empty: any
+    use_cache: bool = True
+    prefix_files: int = 0  # of `files`, so many from the first on are the same in other tasks of the batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,7 @@ class TaskProgress:
     flags: tuple[str, ...]
     metrics: Metrics | None
     error_cause: ErrorClass | None = None  # of the last failed attempt of this generation
+    opened_ms: int = 0  # when it was retried last; 0: never
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +170,40 @@ class WorkerMetric:
     prompt_tokens: int
     output_tokens: int
     eval_ms: int
+    thinking_tokens: int = 0
+    prompt_ms: int = 0
+    load_ms: int = 0
+    first_token_ms: int = 0
+    slot_wait_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FactorChange:
+    """A worker's measured performance factor became another one: the history of factors."""
+
+    worker_id: str
+    at_ms: int
+    factor: float
+    samples: int  # successful runs it rests on
+    baseline: str  # whom it is measured against, in words
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Why an attempt went to its worker; written once, with the dispatch."""
+
+    attempt_uid: str
+    task_id: int
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class CachedResult:
+    """A success that answers the same question again; `key` is a sha256 over all that makes the answer."""
+
+    key: bytes
+    task_id: int
+    stored_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,4 +242,18 @@ class Parked:
     detail: str
 
 
-Record = NewTask | TaskProgress | Submission | Attempt | Event | Worker | WorkerMetric | Principal | Audit | Parked
+Record = (
+    NewTask
+    | TaskProgress
+    | Submission
+    | Attempt
+    | Event
+    | Worker
+    | WorkerMetric
+    | FactorChange
+    | Decided
+    | CachedResult
+    | Principal
+    | Audit
+    | Parked
+)

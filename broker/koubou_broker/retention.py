@@ -40,6 +40,7 @@ class Keep:
 
     bodies_days: float = 30.0
     history_days: float = 365.0
+    cache_days: float = 30.0
 
 
 class Sweep:
@@ -82,6 +83,13 @@ class Sweep:
         more_rows = [
             _forget_old(connection, schema.audit, schema.audit.c.at_ms, history_ms),
             _forget_old(connection, schema.parked, schema.parked.c.at_ms, history_ms),
+            _forget_old(connection, schema.worker_factors, schema.worker_factors.c.at_ms, history_ms),
+            _forget_old(
+                connection,
+                schema.result_cache,
+                schema.result_cache.c.stored_ms,
+                now_ms - round(self._keep.cache_days * DAY_MS),
+            ),
             _forget_old(connection, schema.quarantined, schema.quarantined.c.at_ms, bodies_ms),
         ]
         return more_tasks or more_blobs or any(more_rows)
@@ -157,7 +165,16 @@ def forget_tasks(connection: Connection, task_ids: Sequence[int]) -> None:
     _raise_floor(connection, "next_batch_id", batch_id + 1)
     seq = connection.scalar(select(func.max(events.seq)).where(events.task_id.in_(task_ids))) or 0
     _raise_floor(connection, "next_event_seq", seq + 1)
-    for table in (schema.blob_ref, schema.events, schema.attempts, schema.worker_metrics, schema.tasks):
+    of_tasks = (
+        schema.blob_ref,
+        schema.events,
+        schema.decisions,
+        schema.attempts,
+        schema.worker_metrics,
+        schema.result_cache,
+        schema.tasks,
+    )
+    for table in of_tasks:
         connection.execute(delete(table).where(table.c.task_id.in_(task_ids)))
     last_task_id = submissions.first_task_id + submissions.count - 1
     connection.execute(

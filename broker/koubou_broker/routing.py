@@ -1,75 +1,51 @@
 """Which worker gets a task: eligible, available, the first rule that applies, the best score. Pure."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 
-from koubou_broker.core_settings import LOCAL, REMOTE, CoreSettings
+from koubou_broker.core_settings import CoreSettings
+from koubou_broker.fitting import Fitting, model_bytes_of
+from koubou_broker.performance import Performance
+from koubou_broker.placing import NAMED, Held, Placed, reason_counts
+from koubou_broker.prompt_prefix import prefix_of
 from koubou_broker.queue import Need
 from koubou_broker.records import NewTask
-from koubou_broker.workers import RELEASING, LiveWorker
-from koubou_common.messages.values import Candidate, Label, WorkerMode
-from koubou_common.models import normal_model
+from koubou_broker.roster import Roster, fits
+from koubou_broker.strategies import STRATEGIES, Choice, Strategy, order_of
+from koubou_broker.weighing import Scales
+from koubou_broker.workers import LiveWorker
+from koubou_common.messages.values import Candidate, Decision
+from koubou_common.reasons import Reason
 
-FACTOR_WEIGHT = 100.0
-IDLE_BONUS = 50.0
-BUSY_MALUS = 30.0
-SUCCESS_WEIGHT = 30.0
-CAPABILITY_BONUS = 20.0
-
-BYTES_PER_TOKEN_MOST = 16.0  # real text reaches 10: beyond this a prompt surely does not fit
-BYTES_PER_TOKEN_USUAL = 3.5  # for the estimate people are shown where nothing is measured
-MEASURED_MARGIN = 2.0  # a measured ratio is an average over other texts
-ANSWER_TOKENS_LEAST = 256  # of the window, kept for the answer
-# What reaches the model beside prompt and files: gemini-repo-cli's headings and instructions (some 860 bytes)
-# and the gateway's system text (some 300). Small prompts are mostly that.
-_FRAME_BYTES = 1_150
-_FRAME_BYTES_A_FILE = 40  # its heading and fences; the name, printed once, comes on top
-_PLACEMENT_NAMES = 8  # the winner and the next seven
-_FITS_KEPT = 1_000  # remembered combinations of what tasks ask for
-
-
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    """For one combination of what tasks ask for: who never fits, and how many bytes fit the others."""
-
-    unfit: frozenset[str]
-    room_bytes: tuple[tuple[str, float], ...]
+_SENTENCE_CHARS = 2_000
 
 
 class TaskRouter:
     """Decides by the state of the workers it is given; keeps nothing but what it computed before."""
 
-    def __init__(self, settings: CoreSettings, workers: Mapping[str, LiveWorker]) -> None:
+    def __init__(
+        self, settings: CoreSettings, workers: Mapping[str, LiveWorker], strategy: Strategy | None = None
+    ) -> None:
+        """`strategy`: another one than the settings name."""
         self._settings = settings
         self._workers = workers
-        self._bytes_per_token: dict[str, float] = {}
-        self._fits: dict[tuple[object, ...], _Fit] = {}
+        self.roster = Roster(settings, workers)
+        self.strategy = strategy or STRATEGIES[settings.strategy]
+        self.performance = Performance(workers, settings.performance)
+        self.fitting = Fitting(workers)
+        self._scales = Scales(settings, workers, self.fitting, self.performance)
         self._capabilities: frozenset[str] = frozenset()
         self.workers_changed()
 
     def workers_changed(self) -> None:
         """Forget what was computed for another set of workers."""
-        self._fits.clear()
+        self.fitting.workers_changed()
+        self._scales.workers_changed()
+        self.roster.touch_all()
         self._capabilities = frozenset(
             word for worker in self._workers.values() for word in worker.settings.capabilities
         )
-
-    def measured(self, model: str, bytes_per_token: float) -> None:
-        """Take over a measured ratio."""
-        model = normal_model(model)
-        before = self._bytes_per_token.get(model, 0.0)
-        if abs(before - bytes_per_token) > 0.05 * before:
-            self._bytes_per_token[model] = bytes_per_token
-            self._fits.clear()
-
-    def bytes_per_token(self, model: str) -> float:
-        """What was measured for this model; 0: nothing."""
-        return self._bytes_per_token.get(normal_model(model), 0.0) if model else 0.0
-
-    def estimate_tokens(self, model: str, size_bytes: int) -> int:
-        """About how many tokens this is, for people."""
-        return round(size_bytes / (self.bytes_per_token(model) or BYTES_PER_TOKEN_USUAL))
 
     def rule_of(self, priority: int) -> int:
         """Index of the first rule whose range holds the priority; -1: none."""
@@ -92,190 +68,176 @@ class TaskRouter:
 
     def need_of(self, spec: NewTask, excluded: Collection[str], avoid: str) -> Need:
         """The bucket of a task."""
-        model = spec.model
-        fit = self._fit(model, spec.worker, spec.labels, spec.min_context)
-        size = model_bytes_of(spec)
-        cramped = [worker_id for worker_id, room in fit.room_bytes if room < size]
-        unfit = fit.unfit.union(cramped, excluded) if cramped or excluded else fit.unfit
+        unfit = self.fitting.unfit(spec, excluded)
+        prefix, prefix_bytes = prefix_of(spec)
         return Need(
-            model=model,
+            model=spec.model,
             rule=self.rule_of(spec.priority),
             task_type=spec.task_type if spec.task_type in self._capabilities else "",
             avoid=avoid,
             unfit=unfit,
+            digest=spec.digest,
+            doubtful=self.fitting.doubtful(spec),
+            prefix=prefix,
+            prefix_bytes=prefix_bytes,
+            prompt_bytes=model_bytes_of(spec),
         )
+
+    def work_s(self, spec: NewTask) -> float:
+        """What the task is expected to take at factor 1.0."""
+        model = spec.model or next((one.settings.default_model for one in self._workers.values()), "")
+        return self.performance.work_s(model, self.fitting.estimate_tokens(model, model_bytes_of(spec)))
 
     def could_run(self, need: Need) -> list[LiveWorker]:
         """Known workers, also those away, that might run this one day."""
         return [
             worker
             for worker_id, worker in self._workers.items()
-            if worker_id not in need.unfit and worker.may_have_model(need.model)
+            if worker_id not in need.unfit
+            and worker.may_have_model(need.model)
+            and (not need.digest or worker.digest_of(need.model) in ("", need.digest))
         ]
 
-    def place(self, need: Need, now_s: float, waited_s: float) -> LiveWorker | None:
-        """The worker that gets it now, if one is available and the rule does not say to wait."""
-        # Slots first, as under load most workers have none: the rest is asked of few.
-        free = [worker for worker in self._workers.values() if worker.free]
-        available = [worker for worker in free if not self.obstacle(need, worker, now_s)]
-        if need.avoid and available and self._has_others(need, now_s):
+    def place(
+        self,
+        need: Need,
+        now_s: float,
+        waited_s: float,
+        work_s: Callable[[], float] = lambda: 0.0,
+        kept: Callable[[LiveWorker], bool] = lambda _worker: False,
+    ) -> Placed | Held:
+        """The worker that gets it now, if one is available and neither the rule nor the strategy says to wait.
+
+        The roster must be fresh. `work_s`: seconds of work, at factor 1.0, that goes no later than this task, itself
+        included. `kept`: whether a worker that could take it has something better to do.
+        """
+        available = [worker for worker in self.roster.free.values() if fits(need, worker)]
+        if need.avoid in self.roster.free and available and self._has_others(need):
             # Better to wait for another one than to fail on the same box again.
             available = [worker for worker in available if worker.worker_id != need.avoid]
-        best = min(available, key=lambda worker: self._order(need, worker), default=None)
-        if best is None:
-            return None
-        is_preferred = self._group(need, best) < len(self._preferred(need))
-        return best if is_preferred or waited_s >= self.overflow_after_s(need.rule) else None
-
-    def obstacle(self, need: Need, worker: LiveWorker, now_s: float) -> str:
-        """Why the worker is not eligible; empty: it is."""
-        if worker.worker_id in need.unfit:
-            return "cannot run it"
-        if not worker.session:
-            return "not connected"
-        if not worker.is_alive(now_s, self._settings):
-            return "stopped answering"
-        if worker.mode is not WorkerMode.ACTIVE:
-            return str(worker.mode)
-        if not worker.health.can_work:
-            return worker.health.issue or "cannot work"
-        if worker.is_cooling(now_s):
-            return "cooling down after failures"
-        if not worker.has_model(need.model):
-            return f"has no model {need.model}" if need.model else "has no default model"
-        return ""
-
-    def misfit(self, spec: NewTask, excluded: Collection[str], worker: LiveWorker) -> str:
-        """Why the worker can never run the task, in words; empty: it might."""
-        if spec.worker and spec.worker != worker.worker_id:
-            return f"worker {spec.worker} was asked for"
-        for label in spec.labels:
-            if label not in worker.settings.labels:
-                return f"has no label {label.key}={label.value}"
-        model = spec.model
-        if not worker.lists_model(model):
-            return f"has no model {model}" if model else "has no default model"
-        if worker.num_ctx < spec.min_context:
-            return f"its window of {worker.num_ctx} tokens is below --min-context {spec.min_context}"
-        if self._room_bytes(model, worker) < model_bytes_of(spec):
-            return f"the prompt cannot fit its window of {worker.num_ctx} tokens"
-        if worker.worker_id in excluded:
-            return "failed on this task in a way that would repeat"
-        return ""
-
-    def weigh(self, spec: NewTask, excluded: Collection[str], avoid: str, now_s: float) -> list[Candidate]:
-        """Every known worker with its score, or why not; first who would get the task now, then who next."""
-        need = self.need_of(spec, excluded, avoid)
-        weighed = [self._weighed(spec, excluded, need, worker, now_s) for worker in self._workers.values()]
-
-        def place(one: Candidate) -> tuple[object, ...]:
-            worker = self._workers[one.worker_id]
-            order = (self._group(need, worker), -one.score, worker.idle_since_s, one.worker_id)
-            return not one.available, not one.eligible, one.worker_id == need.avoid, order
-
-        return sorted(weighed, key=place)
-
-    def placement(self, spec: NewTask, excluded: Collection[str], avoid: str, winner: LiveWorker, now_s: float) -> str:
-        """The decision in words: the winner, the next, how many were out for which reason."""
-        candidates = self.weigh(spec, excluded, avoid, now_s)
-        able = [one for one in candidates if one.available and one.worker_id != winner.worker_id]
-        need = self.need_of(spec, excluded, avoid)
-        names = [f"{winner.worker_id} {self._score(need, winner):.0f}"]
-        names += [f"{one.worker_id} {one.score:.0f}" for one in able[: _PLACEMENT_NAMES - 1]]
-        text = f"{self.rule_text(need.rule)}; {' > '.join(names)}"
-        reasons = Counter(one.reason for one in candidates if not one.available)
-        if reasons:
-            text += f"; not: {', '.join(f'{count} {reason}' for reason, count in reasons.most_common(7))}"
-        return text[:2_000]
-
-    def _fit(self, model: str, asked: str, labels: tuple[Label, ...], min_context: int) -> _Fit:
-        key = (model, asked, labels, min_context)
-        fit = self._fits.get(key)
-        if fit is not None:
-            return fit
-        unfit: list[str] = []
-        room: list[tuple[str, float]] = []
-        for worker_id, worker in self._workers.items():
-            if (
-                asked in ("", worker_id)
-                and all(label in worker.settings.labels for label in labels)
-                and worker.lists_model(model)
-                and worker.num_ctx >= min_context
-            ):
-                room.append((worker_id, self._room_bytes(model, worker)))
+            if not available:
+                return Held(Reason.AVOIDED, (need.avoid,))
+        if not available:
+            return Held(Reason.BUSY)
+        going: list[LiveWorker] = []
+        kept_ids: list[str] = []
+        for worker in available:
+            if kept(worker):
+                kept_ids.append(worker.worker_id)
             else:
-                unfit.append(worker_id)
-        if len(self._fits) >= _FITS_KEPT:
-            self._fits.clear()
-        fit = self._fits[key] = _Fit(frozenset(unfit), tuple(room))
-        return fit
+                going.append(worker)
+        found = self.choose(need, going, now_s, waited_s, work_s) if going else None
+        if isinstance(found, Placed):
+            return replace(found, kept=kept_ids)
+        # What keeps it from those who could take it matters more than what keeps it from the others.
+        return Held(Reason.KEPT_FOR_LOADED_MODEL, kept_ids) if kept_ids or found is None else found
 
-    def fewest_tokens(self, model: str, spec: NewTask, worker: LiveWorker) -> int:
-        """What the task's text takes at the very least on this worker."""
-        return round(model_bytes_of(spec) / self._most_bytes_a_token(model, worker))
+    def choose(
+        self,
+        need: Need,
+        available: Collection[LiveWorker],
+        now_s: float,
+        waited_s: float,
+        work_s: Callable[[], float],
+    ) -> Placed | Held:
+        """Which of these gets it, by rule and strategy."""
+        choices = [self._scales.choice(need, worker) for worker in available]
+        # The rule comes first: it may say to wait although the strategy would not.
+        groups = len(self._scales.preferred(need))
+        if waited_s < self.overflow_after_s(need.rule):
+            choices = [choice for choice in choices if choice.group < groups]
+            if not choices:
+                return Held(Reason.WAITS_FOR_PREFERRED)
+        best = self.strategy.choose(
+            choices, lambda: self._scales.otherwise_s(need, choices, self._busy(need), work_s(), now_s)
+        )
+        if best is None:
+            return Held(Reason.FASTER_ELSEWHERE)
+        note = "no preferred worker was available" if groups and best.group == groups else ""
+        return Placed(best, choices, note)
 
-    def _room_bytes(self, model: str, worker: LiveWorker) -> float:
-        return (worker.num_ctx - ANSWER_TOKENS_LEAST) * self._most_bytes_a_token(model, worker)
+    def obstacle(self, need: Need, worker: LiveWorker, now_s: float) -> Reason | None:
+        """Why the worker is not eligible; None: it is. Of those who never will be, `misfit` knows the very reason."""
+        return self._scales.obstacle(need, worker, now_s)
 
-    def _most_bytes_a_token(self, model: str, worker: LiveWorker) -> float:
-        measured = self.bytes_per_token(worker.model_for(model))
-        return min(BYTES_PER_TOKEN_MOST, measured * MEASURED_MARGIN) if measured else BYTES_PER_TOKEN_MOST
+    def in_words(self, need: Need, worker: LiveWorker, reason: Reason) -> str:
+        """The reason with what is known of this worker."""
+        return self._scales.in_words(need, worker, reason)
 
-    def _has_others(self, need: Need, now_s: float) -> bool:
-        """Whether anybody but the worker to be avoided is eligible, busy or not."""
-        return any(
-            worker.worker_id != need.avoid and not self.obstacle(need, worker, now_s)
-            for worker in self._workers.values()
+    def weigh(
+        self, spec: NewTask, excluded: Collection[str], avoid: str, now_s: float, waited_s: float | None = None
+    ) -> list[Candidate]:
+        """Every known worker with its score, or why not; first who would get the task now, then who next.
+
+        `waited_s`: how long it has waited so far; None: long enough for whatever its rule says.
+        """
+        need = self.need_of(spec, excluded, avoid)
+        rank = order_of(self.strategy)
+        eligible: list[Choice] = []
+        rejected: list[Candidate] = []
+        for worker in self._workers.values():
+            misfit = self.fitting.misfit(spec, excluded, worker)
+            if misfit is not None:
+                rejected.append(self._scales.rejected(need, worker, misfit.reason, misfit.text))
+            elif (reason := self.obstacle(need, worker, now_s)) is not None:
+                rejected.append(self._scales.rejected(need, worker, reason))
+            else:
+                eligible.append(self._scales.choice(need, worker))
+        has_others = any(choice.worker.worker_id != avoid for choice in eligible)
+        groups = len(self._scales.preferred(need))
+        waits = waited_s is not None and waited_s < self.overflow_after_s(need.rule)
+        able: list[Candidate] = []
+        for choice in sorted(eligible, key=rank):
+            held = self._scales.no_room(choice.worker)
+            if held is None and has_others and choice.worker.worker_id == avoid:
+                held = Reason.AVOIDED
+            elif held is None and waits and choice.group == groups:
+                held = Reason.WAITS_FOR_PREFERRED
+            able.append(self._scales.candidate(choice, need, held))
+        rejected.sort(key=lambda one: one.worker_id)
+        return [*(one for one in able if one.available), *(one for one in able if not one.available), *rejected]
+
+    def decision(self, spec: NewTask, excluded: Collection[str], need: Need, placed: Placed) -> Decision:
+        """What is kept of a choice: the winner, the next, how many were out for which reason."""
+        rank = order_of(self.strategy)
+        next_best = sorted((one for one in placed.choices if one is not placed.choice), key=rank)
+        named = (placed.choice, *next_best[: NAMED - 1])
+        return Decision(
+            strategy=self.strategy.name,
+            rule=self.rule_text(need.rule)[:_SENTENCE_CHARS],
+            candidates=tuple(self._scales.candidate(choice, need) for choice in named),
+            reasons=reason_counts(self._counts(spec, excluded, need, placed)),
+            note=placed.note[:_SENTENCE_CHARS],
         )
 
-    def _is_in(self, word: str, worker: LiveWorker) -> bool:
-        if word == LOCAL:
-            return worker.settings.location == LOCAL
-        if word == REMOTE:
-            return worker.settings.location != LOCAL
-        return worker.worker_id == word or word not in self._workers
+    def _busy(self, need: Need) -> Iterator[LiveWorker]:
+        """Who could take it but for its slots: a slot that is free although none is offered says nothing."""
+        for worker_id, worker in self.roster.eligible.items():
+            is_waited_for = worker.in_use > 0 and worker_id != need.avoid and worker_id not in self.roster.free
+            if is_waited_for and fits(need, worker):
+                yield worker
 
-    def _preferred(self, need: Need) -> tuple[str, ...]:
-        return self._settings.rules[need.rule].preferred_workers if need.rule >= 0 else ()
+    def _has_others(self, need: Need) -> bool:
+        """Whether anybody but the worker to be avoided is eligible, busy or not."""
+        return any(worker_id != need.avoid and fits(need, worker) for worker_id, worker in self.roster.eligible.items())
 
-    def _group(self, need: Need, worker: LiveWorker) -> int:
-        """Which of the rule's preferred groups the worker is in; their number: in none."""
-        words = self._preferred(need)
-        return next((nth for nth, word in enumerate(words) if self._is_in(word, worker)), len(words))
-
-    def _order(self, need: Need, worker: LiveWorker) -> tuple[int, float, float, str]:
-        """The smallest gets the task: by the rule's groups first, then by score; ties go to the longest idle."""
-        return self._group(need, worker), -self._score(need, worker), worker.idle_since_s, worker.worker_id
-
-    def _score(self, need: Need, worker: LiveWorker) -> float:
-        score = worker.settings.performance_factor * FACTOR_WEIGHT + worker.success_rate * SUCCESS_WEIGHT
-        score += -BUSY_MALUS if worker.in_use else IDLE_BONUS
-        if need.task_type and need.task_type in worker.settings.capabilities:
-            score += CAPABILITY_BONUS
-        return score
-
-    def _weighed(
-        self, spec: NewTask, excluded: Collection[str], need: Need, worker: LiveWorker, now_s: float
-    ) -> Candidate:
-        reason = self.misfit(spec, excluded, worker) or self.obstacle(need, worker, now_s)
-        eligible = not reason
-        if eligible and not worker.free:
-            busy = f"busy: {worker.in_use} of {worker.slots} slots in use"
-            reason = RELEASING if worker.is_releasing else busy
-        score = self._score(need, worker) if eligible else 0.0
-        return Candidate(worker.worker_id, eligible, eligible and not reason, score, reason[:2_000])
-
-
-def size_bytes_of(spec: NewTask) -> int:
-    """Bytes of prompt and files together."""
-    return spec.prompt.size_bytes + sum(file.body.size_bytes for file in spec.files)
-
-
-def model_bytes_of(spec: NewTask) -> int:
-    """About how many bytes the model reads: prompt and files in their frame."""
-    return _FRAME_BYTES + size_bytes_of(spec) + sum(_FRAME_BYTES_A_FILE + len(file.name) for file in spec.files)
-
-
-def largest_window(workers: Sequence[LiveWorker]) -> LiveWorker | None:
-    """The worker with the largest window."""
-    return max(workers, key=lambda worker: worker.num_ctx, default=None)
+    def _counts(self, spec: NewTask, excluded: Collection[str], need: Need, placed: Placed) -> Counter[Reason]:
+        """Why the others were not chosen among: no pass over all workers, but over those the task itself rules out."""
+        counts = self.roster.counts(need)
+        for worker_id in need.unfit:
+            worker = self._workers.get(worker_id)
+            if worker is not None:
+                misfit = self.fitting.misfit(spec, excluded, worker)
+                counts[misfit.reason if misfit is not None else Reason.EXCLUDED] += 1
+        chosen_among = {choice.worker.worker_id for choice in placed.choices}
+        for worker_id, worker in self.roster.free.items():
+            if worker_id in chosen_among or worker_id in need.unfit or not worker.has_model(need.model):
+                continue
+            if not fits(need, worker):
+                counts[Reason.DIGEST_DIFFERS] += 1
+                continue
+            if worker_id in placed.kept:
+                counts[Reason.KEPT_FOR_LOADED_MODEL] += 1
+            else:
+                counts[Reason.AVOIDED if worker_id == need.avoid else Reason.WAITS_FOR_PREFERRED] += 1
+        return counts

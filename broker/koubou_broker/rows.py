@@ -10,6 +10,7 @@ from koubou_common.codec import pack, unpack
 from koubou_common.errors import ErrorClass
 from koubou_common.messages.values import (
     AttemptState,
+    Decision,
     File,
     Label,
     Metrics,
@@ -18,6 +19,7 @@ from koubou_common.messages.values import (
     TaskState,
     WorkerMode,
 )
+from koubou_common.models import normal_model
 
 Values = dict[str, Any]  # one row by column name: what SQLAlchemy takes
 
@@ -53,6 +55,10 @@ def new_task_row(task: r.NewTask) -> Values:
         "out_digest": task.out_digest,
         "submitted_ms": task.submitted_ms,
         "queue_timeout_s": task.queue_timeout_s,
+        "capabilities": _packed(task.capabilities),
+        "digest": task.digest,
+        "use_cache": task.use_cache,
+        "prefix_files": task.prefix_files,
     }
 
 
@@ -79,6 +85,7 @@ def progress_row(progress: r.TaskProgress) -> Values:
         "output_length": progress.output_length,
         "flags": _packed(progress.flags),
         "metrics": pack(progress.metrics) if progress.metrics else None,
+        "opened_ms": progress.opened_ms,
     }
 
 
@@ -95,7 +102,7 @@ def stored_task(row: Row[Any]) -> effects.StoredTask:
         files=_unpacked(row.files, tuple[File, ...]),
         target=row.target,
         repo=row.repo,
-        model=row.model,
+        model=normal_model(row.model) if row.model else "",  # older releases kept the case
         priority=row.priority,
         task_type=row.task_type,
         options=_unpacked(row.options, tuple[Option, ...]),
@@ -110,6 +117,11 @@ def stored_task(row: Row[Any]) -> effects.StoredTask:
         out_digest=row.out_digest,
         submitted_ms=row.submitted_ms,
         queue_timeout_s=row.queue_timeout_s,
+        # Of tasks from before these columns they are empty.
+        capabilities=_unpacked(row.capabilities, tuple[str, ...]) if row.capabilities else (),
+        digest=row.digest or "",
+        use_cache=row.use_cache is not False,
+        prefix_files=row.prefix_files or 0,
     )
     progress = r.TaskProgress(
         task_id=row.task_id,
@@ -132,6 +144,7 @@ def stored_task(row: Row[Any]) -> effects.StoredTask:
         output_length=row.output_length,
         flags=_unpacked(row.flags, tuple[str, ...]),
         metrics=unpack(row.metrics, Metrics) if row.metrics else None,
+        opened_ms=row.opened_ms or 0,
     )
     return effects.StoredTask(task, progress)
 
@@ -278,7 +291,47 @@ def metric_row(metric: r.WorkerMetric) -> Values:
         "prompt_tokens": metric.prompt_tokens,
         "output_tokens": metric.output_tokens,
         "eval_ms": metric.eval_ms,
+        "thinking_tokens": metric.thinking_tokens,
+        "prompt_ms": metric.prompt_ms,
+        "load_ms": metric.load_ms,
+        "first_token_ms": metric.first_token_ms,
+        "slot_wait_ms": metric.slot_wait_ms,
     }
+
+
+def factor_row(change: r.FactorChange) -> Values:
+    """A row of `worker_factors`."""
+    return {
+        "worker_id": change.worker_id,
+        "at_ms": change.at_ms,
+        "factor": change.factor,
+        "samples": change.samples,
+        "baseline": change.baseline,
+    }
+
+
+def factor_change(row: Row[Any]) -> r.FactorChange:
+    """A change of a factor read back."""
+    return r.FactorChange(row.worker_id, row.at_ms, row.factor, row.samples, row.baseline)
+
+
+def decided_row(decided: r.Decided) -> Values:
+    """A row of `decisions`."""
+    return {
+        "attempt_uid": decided.attempt_uid,
+        "task_id": decided.task_id,
+        "decision": pack(decided.decision),
+    }
+
+
+def decided(row: Row[Any]) -> r.Decided:
+    """A decision read back."""
+    return r.Decided(row.attempt_uid, row.task_id, unpack(row.decision, Decision))
+
+
+def cached_row(cached: r.CachedResult) -> Values:
+    """A row of `result_cache`."""
+    return {"key": cached.key, "task_id": cached.task_id, "stored_ms": cached.stored_ms}
 
 
 def principal_row(principal: r.Principal) -> Values:

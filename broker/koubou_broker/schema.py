@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import DefaultClause
 
-HEAD_REVISION = "0002"  # the migration this release needs; a database beyond it is refused
+HEAD_REVISION = "0003"  # the migration this release needs; a database beyond it is refused
 
 # 64 bits everywhere; SQLite's INTEGER has them, and only that name makes a column the row's own number.
 WHOLE = BigInteger().with_variant(Integer(), "sqlite")
@@ -131,6 +131,10 @@ tasks = Table(
     Column("out_digest", Text, nullable=False),
     Column("submitted_ms", WHOLE, nullable=False),
     Column("queue_timeout_s", Float),
+    Column("capabilities", LargeBinary),
+    Column("digest", Text),
+    Column("use_cache", Boolean),
+    Column("prefix_files", WHOLE),
     # The changing half: written whole at each change.
     Column("state", Text, nullable=False),
     Column("generation", WHOLE, nullable=False),
@@ -152,6 +156,7 @@ tasks = Table(
     Column("output_length", WHOLE, nullable=False),
     Column("flags", LargeBinary, nullable=False),
     Column("metrics", LargeBinary),
+    Column("opened_ms", WHOLE),
     # A start reads the live tasks, a listing filters by owner and state.
     Index("ix_tasks_state_task_id", "state", "task_id"),
     Index("ix_tasks_principal_state_task_id", "principal", "state", "task_id"),
@@ -221,9 +226,43 @@ worker_metrics = Table(
     Column("prompt_tokens", WHOLE, nullable=False),
     Column("output_tokens", WHOLE, nullable=False),
     Column("eval_ms", WHOLE, nullable=False),
+    Column("thinking_tokens", WHOLE),
+    Column("prompt_ms", WHOLE),
+    Column("load_ms", WHOLE),
+    Column("first_token_ms", WHOLE),
+    Column("slot_wait_ms", WHOLE),
     Index("idx_worker_metrics_worker_id", "worker_id"),
     Index("idx_worker_metrics_measured_at", "measured_at"),
     sqlite_autoincrement=True,
+)
+
+worker_factors = Table(
+    "worker_factors",  # how the measured factors went
+    metadata,
+    Column("factor_id", WHOLE, primary_key=True),
+    Column("worker_id", Text, nullable=False, index=True),
+    Column("at_ms", WHOLE, nullable=False),
+    Column("factor", Float, nullable=False),
+    Column("samples", WHOLE, nullable=False),
+    Column("baseline", Text, nullable=False),
+)
+
+decisions = Table(
+    "decisions",  # why an attempt went to its worker
+    metadata,
+    Column("attempt_uid", ForeignKey("attempts.attempt_uid"), primary_key=True),
+    Column("task_id", ForeignKey("tasks.task_id"), nullable=False, index=True),
+    Column("decision", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+result_cache = Table(
+    "result_cache",
+    metadata,
+    Column("key", LargeBinary, primary_key=True),
+    Column("task_id", ForeignKey("tasks.task_id"), nullable=False, index=True),
+    Column("stored_ms", WHOLE, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 audit = Table(

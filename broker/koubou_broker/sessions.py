@@ -5,6 +5,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from koubou_broker.bodies import KnownBodies
 from koubou_common.codec import EncodeError, encode, type_name
 from koubou_common.errors import Code
 from koubou_common.messages import Error, FromBroker, Preview, Status, Story, Workers
@@ -48,6 +49,7 @@ class Session:
     route: bytes
     public_key: str
     is_greeted: bool = False  # it has said hello to the core
+    known: KnownBodies | None = None  # what it keeps of the bodies sent in it; None: it keeps nothing
     queue: deque[Outgoing] = field(default_factory=deque)
     queued_bytes: int = 0
 

@@ -301,7 +301,7 @@ def _reachable(address: str, host: str) -> str:
 
 def _keep(configuration: Configuration) -> Keep:
     retention = configuration.broker.retention
-    return Keep(retention.bodies_days, retention.history_days)
+    return Keep(retention.bodies_days, retention.history_days, configuration.broker.result_cache.keep_days)
 
 
 def _write_address(path: Path, address: str) -> None:

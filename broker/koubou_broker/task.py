@@ -31,7 +31,7 @@ class Cause(StrEnum):
 TRANSITIONS: Mapping[tuple[TaskState, Cause], TaskState] = {
     (TaskState.QUEUED, Cause.DISPATCHED): TaskState.RUNNING,
     (TaskState.QUEUED, Cause.ADOPTED): TaskState.RUNNING,
-    (TaskState.QUEUED, Cause.SUCCEEDED): TaskState.SUCCEEDED,  # the result of an attempt taken back
+    (TaskState.QUEUED, Cause.SUCCEEDED): TaskState.SUCCEEDED,  # of an attempt taken back, or from the result cache
     (TaskState.QUEUED, Cause.FAILED): TaskState.FAILED,  # deadline, queue time limit, no worker left
     (TaskState.QUEUED, Cause.CANCELLED): TaskState.CANCELLED,
     (TaskState.RUNNING, Cause.SUCCEEDED): TaskState.SUCCEEDED,
@@ -84,7 +84,13 @@ class Task:
     uids: list[str] = field(default_factory=list)
     #: the worker that failed last in a way that may be its fault
     avoid: str = ""
+    #: when it was retried last, by the wall clock; 0: never
+    opened_ms: int = 0
+    #: it waits since then: submitted or retried, whatever attempts it had
+    waiting_since_s: float = 0.0
     ready_since_s: float = 0.0
+    #: it waits for the result cache's word, and is not ready before
+    asks_cache: bool = False
     #: False: retention removed its prompt and files, it cannot run again
     has_bodies: bool = True
     story: list[str] = field(default_factory=list)
@@ -137,6 +143,7 @@ class Task:
             output_length=self.output_length,
             flags=self.flags,
             metrics=self.metrics,
+            opened_ms=self.opened_ms,
         )
 
     @classmethod
@@ -163,6 +170,7 @@ class Task:
             output_length=row.output_length,
             flags=row.flags,
             metrics=row.metrics,
+            opened_ms=row.opened_ms,
         )
 
     def reopened(self) -> "Task":
@@ -185,6 +193,7 @@ class LiveAttempt:
     task: Task
     number: int = 0  # of its Dispatch in the worker's session; 0: of an earlier session
     tokens: int = 0  # answered so far, as its agent says
+    expected_end_s: float | None = None  # monotonic; None: dispatched before this start of the broker
 
     @property
     def uid(self) -> str:

@@ -19,7 +19,9 @@ class Timer(StrEnum):
     SILENCE = "silence"  # key: worker id
     ENROLMENT = "enrolment"  # key: public key
     MIN_WORKERS = "min_workers"  # key: ""
+    LOOK_AGAIN = "look_again"  # key: ""; a task does better to wait for a busy worker, as things stood
     ALERT = "alert"  # key: its code; what happened once is told for so long
+    MEASURE = "measure"  # key: ""; how fast the workers are is to be worked out again
 
 
 class Timers:

@@ -34,6 +34,9 @@ class Transaction:
         self._submissions: list[Values] = []
         self._events: list[Values] = []
         self._metrics: list[Values] = []
+        self._factors: list[Values] = []
+        self._decisions: dict[str, Values] = {}
+        self._cached: dict[bytes, Values] = {}
         self._audit: list[Values] = []
         self._parked: dict[str, Values] = {}
         self._needed: set[bytes] = set()
@@ -59,6 +62,9 @@ class Transaction:
         _execute(connection, statements.ADD_EVENT, self._events)
         _execute(connection, statements.PUT_WORKER, self._workers.values())
         _execute(connection, statements.ADD_METRIC, self._metrics)
+        _execute(connection, statements.ADD_FACTOR, self._factors)
+        _execute(connection, statements.PUT_DECISION, self._decisions.values())
+        _execute(connection, statements.PUT_CACHED, self._cached.values())
         _execute(connection, statements.PUT_PRINCIPAL, self._principals.values())
         _execute(connection, statements.ADD_AUDIT, self._audit)
         _execute(connection, statements.PUT_PARKED, self._parked.values())
@@ -84,6 +90,12 @@ class Transaction:
                 self._workers[record.worker_id] = rows.worker_row(record)
             case records.WorkerMetric():
                 self._metrics.append(rows.metric_row(record))
+            case records.FactorChange():
+                self._factors.append(rows.factor_row(record))
+            case records.Decided():
+                self._decisions[record.attempt_uid] = rows.decided_row(record)
+            case records.CachedResult():
+                self._cached[record.key] = rows.cached_row(record)
             case records.Principal():
                 self._principals[record.public_key] = rows.principal_row(record)
             case records.Audit():

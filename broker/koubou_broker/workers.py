@@ -4,15 +4,20 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from koubou_broker.core_settings import ANY_MODEL, CoreSettings, WorkerSettings
+from koubou_broker.foreign import ForeignLoad
+from koubou_broker.models_seen import ModelsSeen
 from koubou_broker.records import Worker
+from koubou_broker.residency import Residency
 from koubou_common.errors import Category, ErrorClass, category_of
 from koubou_common.messages.values import AgentHealth, WorkerConfig, WorkerMode
 from koubou_common.models import normal_model
 
-DEFAULT_NUM_CTX = 8192  # tokens; what an agent sends where workers.yaml says nothing
 _RECENT_ATTEMPTS = 100  # the success rate looks back over about so many
-_SILENT_HEARTBEATS = 3  # missed, then the worker is fed no more
+_BREAKER_FAILURES = CoreSettings().breaker_failures
+_VIRTUAL_SUCCESSES = 3  # come before all others: the first failures of a worker say little
+SILENT_HEARTBEATS = 3  # missed, then the worker is fed no more
 _OLD_BOOTS_KEPT = 8
+_SHARED_SPEED = 0.5  # of two that use one Ollama each gets about half
 NEVER_S = float("-inf")
 RELEASING = "its Ollama is still finishing a cancelled call"  # people ask why an idle box takes nothing
 
@@ -54,6 +59,7 @@ class LiveWorker:
     reported_free: int = 0
     releasing: int = 0  # slots that Ollama still needs for calls that were given up, as the agent says
     dispatches: int = 0  # number of the last one in this session
+    status_seen: int = 0  # highest number of a status in this session; 0: its agent numbers none
     #: uids of known attempts that this agent may hold
     attempts: set[str] = field(default_factory=set)
     idle_since_s: float = NEVER_S
@@ -61,30 +67,43 @@ class LiveWorker:
     failed: int = 0
     recent_succeeded: float = 0.0
     recent_failed: float = 0.0
+    breaker_failures: int = _BREAKER_FAILURES  # in a row, then it cools down
+    measured_factor: float | None = None  # None: not measured, the configured one counts
+    factor_samples: int = 0  # successful runs behind it
+    noted_factor: float = 0.0  # as its row and the history of factors have it
     failures_in_row: int = 0
     last_failure: ErrorClass | None = None  # of those in a row
     cooling_until_s: float | None = None  # past: one trial may run
     dead_boot_id: str = ""  # the boot whose death was counted already
+    residency: Residency = field(default_factory=Residency)
+    foreign: ForeignLoad = field(default_factory=ForeignLoad)
+    models: ModelsSeen = field(init=False)
+    #: when attempts that take a slot will have ended, as was expected when they were dispatched
+    expected_ends_s: dict[str, float] = field(default_factory=dict)
+    _default: str = ""  # normal spelling
     _own_models: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         named = [normal_model(name) for name in self.settings.models if name != ANY_MODEL]
         if self.settings.default_model:
-            named.append(normal_model(self.settings.default_model))
+            self._default = normal_model(self.settings.default_model)
+            named.append(self._default)
         self._own_models = frozenset(named)
+        self.models = ModelsSeen(self.settings)
+        self.noted_factor = self.settings.performance_factor
 
     @property
     def worker_id(self) -> str:
         """Its id, which is its principal's name."""
         return self.settings.worker_id
 
-    @property
-    def num_ctx(self) -> int:
-        """Its window in tokens."""
-        for option in self.settings.options:
-            if option.name == "num_ctx" and isinstance(option.value, int):
-                return option.value
-        return DEFAULT_NUM_CTX
+    def num_ctx_for(self, model: str) -> int:
+        """The window in tokens that a task asking for `model` gets there."""
+        return self.models.num_ctx(model or self._default)
+
+    def digest_of(self, model: str) -> str:
+        """The version of what a task asking for `model` would run there; empty: not told."""
+        return self.models.digest(model or self._default)
 
     @property
     def slots(self) -> int:
@@ -100,9 +119,40 @@ class LiveWorker:
     @property
     def free(self) -> int:
         """Slots that may be offered: the smaller of our count and the agent's."""
-        ours = self.slots - self.in_use
+        ours = self.slots - self.held_back - self.in_use
         theirs = self.reported_free - len(self.unconfirmed)
-        return max(0, min(ours, theirs))
+        return max(0, min(ours, theirs, ours if self.is_trusted else self._trust_left))
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether it may fill its slots: it succeeded lately, or gets one trial at a time anyway."""
+        return (self.recent_succeeded > 0 and not self.failures_in_row) or self.cooling_until_s is not None
+
+    @property
+    def is_doubted(self) -> bool:
+        """Whether what keeps it from offering a slot is that it has not shown yet, or not any more, that it works."""
+        return not self.is_trusted and self._trust_left <= 0 and self.in_use < self.slots
+
+    @property
+    def performance_factor(self) -> float:
+        """What counts: measured where there are samples enough, else as configured."""
+        return self.settings.performance_factor if self.measured_factor is None else self.measured_factor
+
+    @property
+    def held_back(self) -> int:
+        """Slots that are left to somebody else who seems to use its Ollama; never the last one."""
+        return 1 if self.foreign.is_there and self.slots > 1 else 0
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether what keeps it from offering a slot is that alone."""
+        theirs = self.reported_free - len(self.unconfirmed)
+        return self.held_back > 0 and not self.free and self.in_use < self.slots and theirs > 0
+
+    @property
+    def speed_share(self) -> float:
+        """Of its measured speed, what may be expected while somebody else uses it too."""
+        return _SHARED_SPEED if self.foreign.is_there else 1.0
 
     @property
     def is_releasing(self) -> bool:
@@ -111,19 +161,28 @@ class LiveWorker:
 
     @property
     def success_rate(self) -> float:
-        """0 to 1 over recent attempts; 1 where there are none."""
+        """0 to 1 over recent attempts; 1 where there are none, and one failure of one is not 0."""
         total = self.recent_succeeded + self.recent_failed
-        return self.recent_succeeded / total if total else 1.0
+        return (self.recent_succeeded + _VIRTUAL_SUCCESSES) / (total + _VIRTUAL_SUCCESSES)
+
+    def left_s(self, now_s: float, unknown_s: float) -> list[float]:
+        """For each slot in use, how long its attempt is expected to go on; `unknown_s` where nothing was expected."""
+        left: list[float] = []
+        for uid in (*self.listed, *self.unconfirmed):
+            due_s = self.expected_ends_s.get(uid)
+            # What is late already may take as long again: nobody waits for ever for a call that hangs.
+            left.append(unknown_s if due_s is None else abs(due_s - now_s))
+        return left
 
     def is_alive(self, now_s: float, settings: CoreSettings) -> bool:
         """Whether it is connected and was heard lately."""
-        return self.session != 0 and now_s - self.last_heard_s <= _SILENT_HEARTBEATS * settings.heartbeat_s
+        return self.session != 0 and now_s - self.last_heard_s <= SILENT_HEARTBEATS * settings.heartbeat_s
 
     def is_cooling(self, now_s: float) -> bool:
         """Whether it gets nothing because of its failures; after the cooldown one trial at a time."""
         if self.cooling_until_s is None:
             return False
-        return now_s < self.cooling_until_s or self.in_use > 0
+        return now_s < self.cooling_until_s or self._in_hand > 0
 
     def lists_model(self, model: str) -> bool:
         """Whether its settings let it run the model (normal spelling; empty: its default)."""
@@ -134,14 +193,16 @@ class LiveWorker:
         return model in self._own_models
 
     def has_model(self, model: str) -> bool:
-        """Whether it can run the model as far as is known: for "*" the tags last reported count."""
+        """Whether it can run the model as far as is known: the tags last reported count, where there are any."""
         if not self.lists_model(model):
             return False
-        return not model or model in self._own_models or model in self.tags
+        name = model or self._default
+        return name in self.tags if self.tags else name in self._own_models
 
     def may_have_model(self, model: str) -> bool:
-        """As `has_model`, but a "*" worker never seen may have anything."""
-        return self.has_model(model) or (self.lists_model(model) and not self.was_seen)
+        """As `has_model`, but one that its settings name may come, and a "*" worker never seen may have anything."""
+        name = model or self._default
+        return self.lists_model(model) and (name in self._own_models or name in self.tags or not self.was_seen)
 
     def model_for(self, model: str) -> str:
         """What it would run for a task that asks for `model`."""
@@ -152,7 +213,19 @@ class LiveWorker:
         if ANY_MODEL not in self.settings.models:
             return self.settings.models
         own = (self.settings.default_model,) if self.settings.default_model else ()
-        return tuple(dict.fromkeys((*own, *self.tags)))
+        return (*own, *(name for name in self.tags if name != self._default))
+
+    def is_resident(self, model: str) -> bool:
+        """Whether the model (resolved, see `model_for`) is loaded there, or being loaded for our last dispatch."""
+        return self.residency.is_resident(model)
+
+    def would_swap(self, model: str) -> bool:
+        """Whether another model that is loaded would have to go for this one."""
+        return self.residency.would_swap(model)
+
+    def holds_prefix(self, model: str, prefix: str) -> bool:
+        """Whether prompts of this model that begin so were read there lately."""
+        return self.residency.holds_prefix(model, prefix)
 
     def connect(self, session: int, boot_id: str, now_s: float, last_dispatch: int) -> None:
         """A new session: nothing was sent in it, numbers go on where the agent may still be."""
@@ -164,7 +237,12 @@ class LiveWorker:
         self.unconfirmed.clear()
         self.reported_free = self.releasing = 0
         self.dispatches = last_dispatch
+        self.status_seen = 0
         self.health_sent_ms = 0
+        self.residency.idle()
+        self.foreign.session_begins(now_s)
+        if self._default:
+            self.foreign.dispatched(self._default, now_s)  # its agent loads it before anybody asks
         self.idle_since_s = now_s
         self.was_seen = True
 
@@ -180,6 +258,13 @@ class LiveWorker:
         self.last_heard_s = now_s
         self.last_heard_ms = wall_ms
 
+    def is_news(self, sequence: int) -> bool:
+        """Whether a status of this number (0: none) was not overtaken by a later one of the session; notes it."""
+        if 0 < sequence < self.status_seen:
+            return False
+        self.status_seen = max(self.status_seen, sequence)
+        return True
+
     def report(
         self, running: Collection[str], free_slots: int, last_dispatch: int, now_s: float, releasing: int = 0
     ) -> None:
@@ -193,13 +278,31 @@ class LiveWorker:
                 del self.unconfirmed[uid]
         if was_busy and not self.in_use:
             self.idle_since_s = now_s
+        if not self.in_use:
+            self.residency.idle()
+        for uid in [uid for uid in self.expected_ends_s if uid not in self.listed and uid not in self.unconfirmed]:
+            del self.expected_ends_s[uid]
 
-    def dispatched(self, uid: str) -> int:
-        """A dispatch leaves; returns its number in the session."""
+    def dispatched(self, uid: str, model: str = "", prefix: str = "", ends_s: float | None = None) -> int:
+        """A dispatch of `model` (resolved) leaves; returns its number in the session."""
         self.dispatches += 1
         self.unconfirmed[uid] = self.dispatches
         self.attempts.add(uid)
+        if model:
+            self.residency.dispatched(model, prefix, self.slots)
+        if ends_s is not None:
+            self.expected_ends_s[uid] = ends_s
         return self.dispatches
+
+    def reported_health(self, health: AgentHealth) -> None:
+        """Take over what its probe saw."""
+        self.health = health
+        self.residency.reported([model.name for model in health.models if model.loaded])
+
+    def answered(self, uid: str, model: str) -> None:
+        """An attempt succeeded; one that ran until just now has shown that its model is loaded."""
+        if model and (uid in self.listed or uid in self.unconfirmed):
+            self.residency.answered(model)
 
     def release(self, uid: str) -> None:
         """A dispatch that was never confirmed is given up: it takes no slot."""
@@ -237,7 +340,7 @@ class LiveWorker:
         return Worker(
             worker_id=self.worker_id,
             location=self.settings.location,
-            performance_factor=self.settings.performance_factor,
+            performance_factor=self.performance_factor,
             endpoint_url=self.settings.endpoint_url,
             network_latency_ms=self.latency_ms,
             last_health_check_ms=self.last_heard_ms,
@@ -258,6 +361,7 @@ class LiveWorker:
             options=self.settings.options,
             thinking_allowance=self.settings.thinking_allowance,
             limits=self.settings.limits,
+            default_model_options=self.models.options(self.settings.default_model),
         )
 
     def restore(self, row: Worker) -> None:
@@ -266,14 +370,25 @@ class LiveWorker:
         self.boot_id = row.boot_id
         self.software = row.software
         self.latency_ms = row.network_latency_ms
+        self.noted_factor = row.performance_factor
         self.last_heard_ms = row.last_health_check_ms
-        self.tags = row.models
+        self.tags = tuple(normal_model(name) for name in row.models)  # older releases kept the case
         self.was_seen = bool(row.boot_id)
 
     def restore_scores(self, succeeded: int, failed: int) -> None:
         """Go on from the counts of the last 24 h."""
         self.succeeded, self.failed = succeeded, failed
         self._recent(succeeded=float(succeeded), failed=float(failed))
+
+    @property
+    def _trust_left(self) -> int:
+        """How many more attempts, if all of them fail, its breaker bears."""
+        return self.breaker_failures - self.failures_in_row - self._in_hand
+
+    @property
+    def _in_hand(self) -> int:
+        """Attempts whose outcome is open: some are over, and their agent has not told yet how."""
+        return max(self.in_use, len(self.attempts))
 
     def _recent(self, succeeded: float = 0.0, failed: float = 0.0) -> None:
         self.recent_succeeded += succeeded

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from koubou_client.connection import CONNECT_TIMEOUT_S, Connection, new_request_id
 from koubou_client.futures import TaskFailedError, TaskFuture, TaskOutput
 from koubou_client.inputs import InputLimits
+from koubou_client.layout import lay_out
 from koubou_client.pending import PATIENCE_S, Waits
 from koubou_client.tasks import TaskDraft, draft_task, new_idempotency_key, parts_of
 from koubou_client.where import Where, find_broker
@@ -22,13 +23,17 @@ from koubou_common.messages import (
     Cancel,
     Changes,
     ClientWelcome,
+    Explain,
+    Explanation,
     GetResult,
+    GetStats,
     GetStatus,
     GetStory,
     GetTasks,
     PartStaged,
     Preview,
     Retry,
+    Stats,
     Status,
     Story,
     Submitted,
@@ -36,10 +41,16 @@ from koubou_common.messages import (
     Tasks,
 )
 from koubou_common.messages.limits import PAGE_TASKS
-from koubou_common.messages.values import Change, Plan, TaskMark, TaskState, TaskView
+from koubou_common.messages.values import Change, Plan, TaskMark, TaskSpec, TaskState, TaskView
 
 WATCH_TASKS = 2_000  # watched under one request: all their states come in one message
 _PREVIEW_TASKS = 10  # planned in one message: each plan names every worker
+# What a broker of protocol 1 passes over: whether a task asks for it, its name, the option that asks.
+_SINCE_2: Sequence[tuple[Callable[[TaskSpec], bool], str, str]] = (
+    (lambda spec: spec.queue_timeout_s is not None, "queue time limit", "--queue-timeout"),
+    (lambda spec: bool(spec.capabilities), "required capabilities", "--capability"),
+    (lambda spec: spec.same_digest, "choice of a model's version", "--same-digest"),
+)
 
 
 class Client:
@@ -100,6 +111,29 @@ class Client:
         for future in futures if ordered else as_completed(futures):
             yield future.result()
 
+    def submit_many(
+        self,
+        items: Iterable[str | Mapping[str, Any]],
+        *,
+        idempotency_key: str = "",
+        keep_order: bool = False,
+        **common: Any,
+    ) -> list[TaskFuture]:
+        """Submit a batch, all of it or none; its futures are in the items' order.
+
+        An item is a prompt, or the keywords of `draft_task` with its `prompt`; `common` ones hold where an item says
+        nothing else. Its `files` come after the common ones, of which it need not name any. Tasks with the same prompt
+        have the files that all of them share put first, so that a model reads these once, unless `keep_order`.
+        """
+        limits = self.limits()
+        drafts = [_draft_of(item, common, limits) for item in items]
+        if not drafts:
+            return []
+        if not keep_order:
+            drafts = lay_out(drafts)
+        accepted = self.submit_drafts(drafts, key=idempotency_key, as_batch=True)
+        return self.futures([ref.task_id for ref in accepted.tasks])
+
     def submit_drafts(
         self,
         drafts: Sequence[TaskDraft],
@@ -137,6 +171,7 @@ class Client:
     def preview(self, drafts: Sequence[TaskDraft]) -> tuple[Plan, ...]:
         """What submitting these would do; nothing is stored."""
         plans: list[Plan] = []
+        _check_known(drafts, self.connection.welcome())
         for first in range(0, len(drafts), _PREVIEW_TASKS):
             some = drafts[first : first + _PREVIEW_TASKS]
             request_ids = [new_request_id() for _ in some]
@@ -202,6 +237,20 @@ class Client:
     def story(self, task_id: int) -> Story:
         """A task with its attempts and events."""
         return self.connection.call(GetStory(new_request_id(), task_id), Story)
+
+    def explain(self, task_id: int) -> Explanation:
+        """Why a task went where it did; of one that waits, who could take it, why not, about when it begins."""
+        if self.welcome().proto < 2:  # an older broker would drop the question without a word
+            hint = "install the same version of Koubou on both sides; koubou-ctl show tells where it ran"
+            raise KoubouError(Code.VERSION, "the broker is older than this client and explains nothing", hint)
+        return self.connection.call(Explain(new_request_id(), task_id), Explanation)
+
+    def stats(self, hours: int = 24, *, worker_id: str = "") -> Stats:
+        """What each worker (or one) did in the last hours, and how their factors went."""
+        if self.welcome().proto < 2:  # an older broker would drop the question without a word
+            hint = "install the same version of Koubou on both sides; koubou-ctl workers list shows some"
+            raise KoubouError(Code.VERSION, "the broker is older than this client and keeps no statistics", hint)
+        return self.connection.call(GetStats(new_request_id(), hours, worker_id), Stats)
 
     def result(self, task_id: int, *, raw: bool = False) -> tuple[TaskResult, bytes]:
         """A task's record and its output; the bytes are empty where there is none (see `task.state`)."""
@@ -300,6 +349,14 @@ class Client:
             future.end(outcome)
 
 
+def _draft_of(item: str | Mapping[str, Any], common: Mapping[str, Any], limits: InputLimits) -> TaskDraft:
+    own: Mapping[str, Any] = {"prompt": item} if isinstance(item, str) else item
+    wanted = {**common, **own}
+    shared = common.get("files", ())
+    wanted["files"] = [*shared, *(name for name in own.get("files", ()) if name not in shared)]
+    return draft_task(wanted.pop("prompt"), limits=limits, **wanted)
+
+
 def _not_found(task_ids: Sequence[int], welcome: ClientWelcome) -> KoubouError:
     named = ", ".join(str(task_id) for task_id in task_ids[:5])
     hint = "koubou-ctl ps -a lists them"
@@ -314,9 +371,12 @@ def _not_found(task_ids: Sequence[int], welcome: ClientWelcome) -> KoubouError:
 
 def _check_known(drafts: Sequence[TaskDraft], welcome: ClientWelcome) -> None:
     """Refuse what an older broker would pass over in silence: it ignores fields that it does not know."""
-    if welcome.proto < 2 and any(draft.spec.queue_timeout_s is not None for draft in drafts):
-        raise KoubouError(
-            Code.VERSION,
-            "the broker is older than this client and knows no queue time limit",
-            "leave --queue-timeout out, or install the same version of Koubou on both sides",
-        )
+    if welcome.proto >= 2:
+        return
+    for is_asked, what, option in _SINCE_2:
+        if any(is_asked(draft.spec) for draft in drafts):
+            raise KoubouError(
+                Code.VERSION,
+                f"the broker is older than this client and knows no {what}",
+                f"leave {option} out, or install the same version of Koubou on both sides",
+            )

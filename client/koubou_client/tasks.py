@@ -48,12 +48,15 @@ def draft_task(
     options: Mapping[str, Scalar | Sequence[str]] | None = None,
     worker: str = "",
     labels: Mapping[str, str] | None = None,
+    capabilities: Sequence[str] = (),
+    same_digest: bool = False,
     min_context: int = 0,
     timeout_s: float | None = None,
     deadline_s: float | None = None,
     queue_timeout_s: float | None = None,
     max_attempts: int | None = None,
     strict_output: bool = False,
+    use_cache: bool = True,
     custom_id: str = "",
     out_path: str = "",
     out_digest: str = "",
@@ -90,6 +93,8 @@ def draft_task(
         ),
         worker=worker,
         labels=tuple(Label(key, value) for key, value in sorted((labels or {}).items())),
+        capabilities=tuple(sorted(set(capabilities))),
+        same_digest=same_digest,
         min_context=min_context,
         timeout_s=timeout_s,
         deadline_s=deadline_s,
@@ -99,6 +104,7 @@ def draft_task(
         custom_id=custom_id,
         out_path=out_path,
         out_digest=out_digest,
+        use_cache=use_cache,
     )
     _check_bounds(spec)
     return TaskDraft(spec, _bodies(prompt_bytes, context))

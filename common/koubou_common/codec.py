@@ -2,7 +2,7 @@
 
 One message is one msgpack map: `v` (protocol version), `type` (the message's name in snake case), `epoch`
 (from the broker), and the message's fields. Nested values are maps, tuples are arrays. Unknown fields are
-ignored, so that a newer peer may say more, and an error class that only a newer peer knows is `other`;
+ignored, so that a newer peer may say more, and an error class or a reason that only it knows is `other`;
 everything else that does not fit the types and limits in `messages` is a DecodeError.
 """
 
@@ -21,6 +21,7 @@ import msgpack
 from koubou_common.errors import ErrorClass
 from koubou_common.messages import Message
 from koubou_common.messages.limits import BATCH_TASKS, MESSAGE_BYTES, Between, Chars, Count, Size
+from koubou_common.reasons import Reason
 
 _DEPTH_FIELDS = 64  # fields in any map: the widest message has fewer than 40
 _VERSION = 1
@@ -174,9 +175,10 @@ def _decoder(hint: Any) -> Decoder:
         return _dataclass_decoder(hint)
     if isinstance(hint, type) and issubclass(hint, Enum):
         members = {member.value: member for member in hint}
-        if hint is ErrorClass:
-            # An agent of the next release repeats its failure until it is stored: dropped, it would be for ever.
-            return lambda value, where: _decode_enum(members, value, where, ErrorClass.OTHER)
+        if hint is ErrorClass or hint is Reason:
+            # An agent of the next release repeats its failure until it is stored: dropped, it would be for ever;
+            # and a client waits for an explanation that it could read but for one word.
+            return lambda value, where: _decode_enum(members, value, where, hint("other"))
         return lambda value, where: _decode_enum(members, value, where)
     return lambda value, where: _decode_scalar(hint, value, where)
 

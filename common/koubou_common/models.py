@@ -1,9 +1,11 @@
 """Names of Ollama models: which two names mean the same, which lead out of the private network."""
 
 import re
+from functools import lru_cache
 
 _DEFAULT_TAG = "latest"
 _DEFAULT_PREFIXES = ("registry.ollama.ai/library/", "library/")
+_NAMES_KEPT = 4_096  # a house has dozens, and every decision asks for them of every free worker
 _NAME_CHARS_MAX = 255  # the limit of every name on the wire
 # [host[:port]/][namespace/...]model[:tag]; each part begins with a letter, digit or underscore.
 _NAME = re.compile(
@@ -14,9 +16,13 @@ _NAME = re.compile(
 )
 
 
+@lru_cache(maxsize=_NAMES_KEPT)
 def normal_model(name: str) -> str:
-    """The one spelling of a model's name: `x`, `x:latest` and `library/x` are all `x:latest`."""
-    plain = name.strip()
+    """The one spelling of a model's name: `x`, `X:latest` and `library/x` are all `x:latest`.
+
+    Ollama finds a model whatever the case of its name, and keeps no two that differ in it alone.
+    """
+    plain = name.strip().lower()
     for prefix in _DEFAULT_PREFIXES:
         plain = plain.removeprefix(prefix)
     _, tag = _split(plain)

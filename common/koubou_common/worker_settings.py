@@ -27,8 +27,10 @@ class WorkerSettings:
     capabilities: tuple[str, ...]
     labels: Mapping[str, str]
     options: Mapping[str, object]  # defaults filled in
+    model_options: Mapping[str, Mapping[str, object]]  # by model: over `options`
     thinking_allowance: int  # tokens
     limits: WorkerLimits
+    total_least_s: float = 600.0  # below it no measured rate brings the limit of an attempt
 
     def config(self, *, output_bytes: int) -> WorkerConfig:
         """What its agent is told in Welcome; `output_bytes` is the broker's limit of a result."""
@@ -38,10 +40,15 @@ class WorkerSettings:
             models=self.models,
             slots=self.max_concurrent_tasks,
             location=self.location,
-            options=tuple(_option(name, value) for name, value in self.options.items()),
+            options=wire_options(self.options),
             thinking_allowance=self.thinking_allowance,
             limits=replace(self.limits, output_bytes=output_bytes),
         )
+
+
+def wire_options(options: Mapping[str, object]) -> tuple[Option, ...]:
+    """Options as messages carry them."""
+    return tuple(_option(name, value) for name, value in options.items())
 
 
 def _option(name: str, value: object) -> Option:

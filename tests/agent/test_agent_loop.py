@@ -371,3 +371,29 @@ def test_a_full_disk_is_told_and_the_result_is_delivered_from_memory(office: Age
         blocker.rmdir()
         stored(broker)
         ready(broker)
+
+
+def test_what_came_inside_a_dispatch_is_kept_for_the_next_one_but_not_the_small(
+    office: AgentHouse, broker: FakeBroker
+) -> None:
+    common, small = b"c" * 50_000, b"s" * 100
+    broker.worker = replace(WORKER, options=(Option("num_ctx", 200_000), Option("num_predict", 1_000)))
+    with office.agent(broker.enrolled()):
+        ready(broker)
+        files = tuple(File(name, replace(a_body(data), inline=data)) for name, data in (("c", common), ("s", small)))
+        dispatched(broker, b"hello [[sim: raw=one]]", files=files)
+        assert broker.expect(Result).raw.inline == b"one"
+        stored(broker)
+        assert [path.name for path in office.config.cache_dir.iterdir()] == [hashlib.sha256(common).hexdigest()]
+        dispatched(broker, b"hello [[sim: raw=two]]", number=2, files=(File("c", a_body(common)),))
+        assert broker.expect(Result).raw.inline == b"two"  # a BlobGet before it would have failed this
+        stored(broker, 2)
+
+
+def test_a_body_that_is_not_what_it_is_called_is_not_kept(office: AgentHouse, broker: FakeBroker) -> None:
+    wrong = replace(a_body(b"c" * 50_000), inline=b"d" * 50_000)
+    with office.agent(broker.enrolled()):
+        ready(broker)
+        dispatched(broker, b"hello", files=(File("c", wrong),))
+        assert broker.expect(Failure).error_class is ErrorClass.INPUTS_UNAVAILABLE
+    assert list(office.config.cache_dir.iterdir()) == []

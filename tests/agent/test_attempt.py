@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from koubou_agent.attempt import AttemptRun, CliRunner, Equipment, ModelFacts, ReadingRates, make_plan
+from koubou_agent.attempt import AttemptRun, CliRunner, Equipment, ReadingRates
 from koubou_agent.blobs import InputsMissing
 from koubou_agent.cli_env import CliMissing
 from koubou_agent.effects import Failed, Outcome, StartAttempt, Success
 from koubou_agent.gateway import Gateway
+from koubou_agent.planning import ModelFacts
 from koubou_agent.preload import Preloader
 from koubou_agent.runner import Runner, RunReport, RunRequest
 from koubou_common.errors import ErrorClass
@@ -71,7 +72,9 @@ class Workplace:
         target: str = "out.py",
         strict: bool = False,
         timeout_s: float | None = None,
+        measured_total_s: float | None = None,
         options: tuple[Option, ...] = (),
+        model_options: tuple[Option, ...] = (),
         worker: WorkerConfig = WORKER,
     ) -> AttemptRun:
         dispatch = replace(
@@ -82,7 +85,9 @@ class Workplace:
             target=target,
             strict_output=strict,
             timeout_s=timeout_s,
+            total_s=measured_total_s,
             options=options,
+            model_options=model_options,
             bytes_per_token=self.bytes_per_token,
         )
         return AttemptRun(StartAttempt(dispatch, worker), self.equipment)
@@ -255,7 +260,27 @@ def test_an_answer_over_the_limit_is_too_large(place: Workplace) -> None:
 
 
 def test_the_tasks_timeout_bounds_the_attempt(place: Workplace) -> None:
-    assert failed(place.attempt(b"[[sim: fault=hang]]", timeout_s=0.5)).error_class is ErrorClass.TIMEOUT
+    failure = failed(place.attempt(b"[[sim: fault=hang]]", timeout_s=0.5))
+    assert (failure.error_class, failure.message) == (
+        ErrorClass.TIMEOUT,
+        "the attempt took longer than 0.5 s, the task's own timeout",
+    )
+
+
+def test_a_limit_that_was_measured_bounds_the_attempt_and_is_named(place: Workplace) -> None:
+    failure = failed(place.attempt(b"[[sim: fault=hang]]", measured_total_s=0.5))
+    assert (failure.error_class, failure.message) == (
+        ErrorClass.TIMEOUT,
+        "the attempt took longer than 0.5 s, the limit that follows from its worker's measured speed",
+    )
+
+
+def test_a_models_own_window_is_the_one_that_is_loaded_and_asked_for(place: Workplace) -> None:
+    worker = replace(WORKER, options=(Option("num_ctx", 2048), Option("seed", 7)))
+    run = place.attempt(b"Write it [[sim: raw=1]]", worker=worker, model_options=(Option("num_ctx", 4096),))
+    success, _ = succeeded(run)
+    assert success.metrics.num_ctx == 4096
+    assert {request.options["num_ctx"] for request in place.sim.requests if request.path == "/api/generate"} == {4096}
 
 
 def test_the_attempts_clock_starts_when_the_model_is_loaded(place: Workplace) -> None:
@@ -263,13 +288,6 @@ def test_the_attempts_clock_starts_when_the_model_is_loaded(place: Workplace) ->
     success, _ = succeeded(place.attempt(b"Write it [[sim: raw=1]]", timeout_s=1.0))
     assert success.metrics.load_ms >= 1_000
     assert success.metrics.total_ms >= success.metrics.load_ms
-
-
-def test_a_window_is_never_larger_than_what_the_model_was_trained_for() -> None:
-    facts = ModelFacts("qwen2", context_length=4096)
-    assert make_plan(WORKER, PLAIN, facts, LIMITS).num_ctx == 4096
-    assert make_plan(WORKER, PLAIN, replace(facts, context_length=131_072), LIMITS).num_ctx == 8192
-    assert make_plan(WORKER, PLAIN, replace(facts, context_length=0), LIMITS).num_ctx == 8192
 
 
 def test_a_full_disk_costs_the_task_no_try_and_a_broken_one_does(place: Workplace) -> None:

@@ -8,7 +8,7 @@ from koubou_agent.call_plan import (
     SYSTEM_TEXT,
     CallPlan,
     Limits,
-    first_token_limit_s,
+    first_token_limit,
     notices_hangup,
     parse_version,
     prepare,
@@ -130,7 +130,25 @@ def test_the_first_token_may_take_as_long_as_the_prompt_is_read(
     rate: float | None, ratio: float, expected: float
 ) -> None:
     plan = replace(PLAN, prompt_tokens_per_s=rate, bytes_per_token=ratio)
-    assert first_token_limit_s(plan, 60_000) == pytest.approx(expected)
+    assert first_token_limit(plan, 60_000)[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("given_s", "rate", "expected"),
+    [
+        (None, 1000.0, (300.0, "the first_token_s of its worker's limits")),
+        (None, 10.0, (2457.6, "3 times what this box needs to read a prompt of that size")),
+        (450.0, 1000.0, (450.0, "the limit that follows from its worker's measured speed")),
+        (450.0, 10.0, (450.0, "the limit that follows from its worker's measured speed")),
+    ],
+)
+def test_the_limit_of_the_first_token_names_who_set_it_and_the_brokers_measure_beats_the_boxes(
+    given_s: float | None, rate: float, expected: tuple[float, str]
+) -> None:
+    plan = replace(PLAN, prompt_tokens_per_s=rate, bytes_per_token=3.0, first_token_s=given_s)
+    prepared = prepare(plan, "x" * 60_000, temperature=None, thinking_allowance=0)
+    assert prepared.first_token_limit_s == pytest.approx(expected[0])
+    assert prepared.first_token_of == expected[1]
 
 
 @pytest.mark.parametrize(

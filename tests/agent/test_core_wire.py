@@ -249,7 +249,7 @@ def planted(world: World) -> Iterator[None]:
     kept = {name: getattr(core_class, name) for name in ("_keep", "receive")}
     if world.bug == "speak before the spool":
 
-        def keep(self: AgentCore, outcome: Outcome) -> list[Effect]:
+        def keep(self: AgentCore, outcome: Outcome, slot_wait_ms: int) -> list[Effect]:
             self._deliveries.add(outcome)
             self._deliveries.written(outcome.attempt_uid)
             return [*self._settle(world.now), SpoolWrite(outcome)]

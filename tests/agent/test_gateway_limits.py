@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from koubou_agent.gateway import Door, Gateway, Limits, Phase
+from koubou_agent.planning import TOTAL_OF_TASK
 from koubou_common.errors import ErrorClass
 from support.gateway_calls import Asking, a_gateway, a_plan, ask
 from support.scripted_ollama import Peer, ScriptedOllama
@@ -92,9 +93,22 @@ def test_bytes_that_make_no_line_are_no_tokens(gateway: Gateway, server: Scripte
 def test_no_first_token_in_time_is_stuck(gateway: Gateway, server: ScriptedOllama, slow: Slow) -> None:
     door, asking = asked(gateway, server, limits=Limits(first_token_s=0.4), prompt_tokens_per_s=1e6, ollama_version=NEW)
     assert asking.told().status == 504
-    assert door.close().error_class is ErrorClass.STUCK
+    report = door.close()
+    assert report.error_class is ErrorClass.STUCK
+    limit = "no first token within 0.4 s, the first_token_s of its worker's limits"
+    assert report.message == f"{limit}; the model is loaded"
     eventually(lambda: slow.hung_up_at == ["head"])
     eventually(lambda: gateway.busy == 0)
+
+
+def test_the_brokers_limit_of_the_first_token_takes_the_place_of_the_boxes_own(
+    gateway: Gateway, server: ScriptedOllama, slow: Slow
+) -> None:
+    door, asking = asked(gateway, server, limits=Limits(first_token_s=60.0), first_token_s=0.4, ollama_version=NEW)
+    assert asking.told().status == 504
+    report = door.close()
+    assert report.error_class is ErrorClass.STUCK
+    assert "0.4 s, the limit that follows from its worker's measured speed" in report.message
 
 
 def test_headers_are_no_first_token(gateway: Gateway, server: ScriptedOllama, slow: Slow) -> None:
@@ -108,14 +122,16 @@ def test_headers_are_no_first_token(gateway: Gateway, server: ScriptedOllama, sl
 def test_the_total_limit_counts_from_the_opening_of_the_door(
     gateway: Gateway, server: ScriptedOllama, slow: Slow
 ) -> None:
-    door = gateway.open("uid", a_plan(limits=Limits(total_s=0.5), ollama_version=NEW))
+    door = gateway.open("uid", a_plan(limits=Limits(total_s=0.5, total_of=TOTAL_OF_TASK), ollama_version=NEW))
     opened = time.monotonic()
     eventually(lambda: time.monotonic() - opened > 0.3)
     slow.steps |= {"head", "token"}
     asking = Asking(door)
     assert asking.told().status == 504
     assert time.monotonic() - opened < 0.9
-    assert door.close().error_class is ErrorClass.TIMEOUT
+    report = door.close()
+    assert report.error_class is ErrorClass.TIMEOUT
+    assert report.message == "the attempt took longer than 0.5 s, the task's own timeout"
 
 
 def test_a_model_that_does_not_load_in_time_is_a_load_timeout_and_its_load_goes_on(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from koubou_broker.config import core_settings, read_configuration
-from koubou_broker.core_settings import Rule
+from koubou_broker.core_settings import PerformanceSettings, Rule
 from koubou_common.errors import ConfigError
 from koubou_common.home import Home
 from koubou_common.messages.values import Label
@@ -24,6 +24,8 @@ workers:
   remote_workers:
     - {worker_id: far, model: tiny, remote_host: 192.168.1.100, max_concurrent_tasks: 1, network_timeout: 60}
 routing_policy:
+  aging_s: 60
+  patience_s: 30.5
   rules:
     - {priority_range: [8, 10], preferred_workers: [local], reason: fast}
 """
@@ -39,6 +41,19 @@ def a_home(root: Path, broker: str = "", workers: str = "") -> Home:
     return home
 
 
+def test_how_speed_is_measured_reaches_the_core(tmp_path: Path) -> None:
+    file = """
+workers: {local_workers: [{worker_id: w, model: m, limits: {total_s: 900, total_least_s: 90}}]}
+performance: {update_s: 60, window_h: 2, min_samples: 3}
+"""
+    told = core_settings(read_configuration(a_home(tmp_path, BROKER, file), None), ())
+    assert told.performance == PerformanceSettings(update_s=60.0, window_s=7_200.0, min_samples=3)
+    assert (told.workers[0].limits.total_s, told.workers[0].total_least_s) == (900.0, 90.0)
+    usual = core_settings(read_configuration(a_home(tmp_path / "other", BROKER, WORKERS), None), ())
+    assert usual.performance == PerformanceSettings()
+    assert usual.workers[0].total_least_s == 600.0
+
+
 def test_settings_of_both_files_reach_the_core(tmp_path: Path) -> None:
     told = core_settings(read_configuration(a_home(tmp_path, BROKER, WORKERS), None), ("tcp://127.0.0.1:5570",))
     local, far = told.workers
@@ -51,6 +66,7 @@ def test_settings_of_both_files_reach_the_core(tmp_path: Path) -> None:
     assert (far.location, far.slots, far.performance_factor, far.limits.idle_s) == ("remote", 1, 0.5, 60.0)
     assert far.endpoint_url == "http://192.168.1.100:11434"
     assert told.rules == (Rule(8, 10, ("local",), "fast", None),)
+    assert (told.aging_s, told.patience_s) == (60.0, 30.5)
     assert (told.lease_s, told.poison_deaths) == (12.0, 4)
     assert (told.limits.prompt_bytes, told.limits.task_files) == (1_000, 7)
     assert told.addresses == ("tcp://192.168.1.10:5570",)
@@ -95,3 +111,20 @@ def test_the_command_line_obeys_the_rules_for_addresses(tmp_path: Path) -> None:
     assert read_configuration(home, None, ("tcp://127.0.0.1:0",)).broker.bind == ("tcp://127.0.0.1:0",)
     with pytest.raises(ConfigError):
         read_configuration(home, None, ("tcp://1.1.1.1:5570",))
+
+
+@pytest.mark.parametrize(
+    ("broker", "cache_days"),
+    [
+        ("", 0.0),
+        ("result_cache: {keep_days: 9}\n", 0.0),
+        ("result_cache: {enabled: true}\n", 30.0),
+        ("result_cache: {enabled: true, keep_days: 9}\n", 9.0),
+        ("result_cache: {enabled: true}\nretention: {bodies_days: 7}\n", 7.0),
+    ],
+)
+def test_answers_are_given_again_only_where_asked_for_and_no_longer_than_their_texts_are_kept(
+    tmp_path: Path, broker: str, cache_days: float
+) -> None:
+    told = core_settings(read_configuration(a_home(tmp_path, broker or "lease_s: 30\n", WORKERS), None), ())
+    assert told.cache_days == cache_days

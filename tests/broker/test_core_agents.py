@@ -84,7 +84,11 @@ def test_what_is_missing_at_or_below_the_last_dispatch_goes_back_at_once() -> No
     play = a_play()
     uid = play.dispatched().attempt_uid
     effects = play.say(W1, a_heartbeat(a_status(free=1, last=1)))
-    assert script(effects) == ["save Attempt, Event, TaskProgress", "1 <- HeartbeatAck", "1 <- Dispatch"]
+    assert script(effects) == [
+        "save Attempt, WorkerMetric, Event, TaskProgress, Decided",
+        "1 <- HeartbeatAck",
+        "1 <- Dispatch",
+    ]
     assert play.shelf.attempts[uid].state is AttemptState.LOST
     assert "no longer has it" in play.shelf.attempts[uid].message
 
@@ -103,7 +107,7 @@ def test_a_restarted_agent_loses_what_it_does_not_list_and_gets_it_again() -> No
     uid = play.dispatched().attempt_uid
     effects = play.join(W1, an_agent_hello(boot="b2"))
     assert script(effects) == [
-        "save Worker, Attempt, Event, TaskProgress",
+        "save Worker, Attempt, WorkerMetric, Event, TaskProgress, Decided",
         "close 1",
         "3 <- Welcome",
         "3 <- Dispatch",
@@ -307,7 +311,7 @@ def test_goodbye_hands_back_at_once_what_is_not_spooled() -> None:
     play = a_play(slots=2)
     first, second = play.dispatched(), play.dispatched(a_spec("b"))
     effects = play.say(W1, Goodbye(a_status([first.attempt_uid], [second.attempt_uid], free=0, last=2)))
-    assert script(effects) == ["save Attempt, Event, TaskProgress", "close 1"]
+    assert script(effects) == ["save Attempt, WorkerMetric, Event, TaskProgress", "close 1"]
     assert (play.state_of(1), play.state_of(2)) == ("queued", "running")
     assert play.shelf.attempts[first.attempt_uid].error_class is ErrorClass.DRAIN
 

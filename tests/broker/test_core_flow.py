@@ -32,6 +32,7 @@ from support.core_play import (
     Play,
     a_client,
     a_failure,
+    a_health,
     a_heartbeat,
     a_result,
     a_spec,
@@ -63,7 +64,7 @@ def test_a_submission_with_an_idle_worker_is_stored_told_and_dispatched_in_one_s
     play = a_play()
     effects = play.submit(a_spec("hello"))
     assert script(effects) == [
-        "save Submission, NewTask, Event, TaskProgress, Attempt",
+        "save Submission, NewTask, Event, TaskProgress, Attempt, Decided",
         "1 <- Submitted",
         "2 <- Dispatch",
     ]
@@ -72,7 +73,7 @@ def test_a_submission_with_an_idle_worker_is_stored_told_and_dispatched_in_one_s
     attempt = the(saved(effects, Attempt))
     assert (dispatch.number, dispatch.session, dispatch.attempt, dispatch.task_id) == (1, 2, 1, 1)
     assert dispatch.attempt_uid == attempt.attempt_uid
-    assert attempt.placement == "no rule: all workers; w1 200"
+    assert attempt.placement == "no rule: all workers; w1 200 (residency -53)"
     assert the(saved(effects, TaskProgress)).state is TaskState.RUNNING
     assert [(one.before, one.after) for one in saved(effects, Event)] == [("", "queued"), ("queued", "running")]
 
@@ -81,7 +82,7 @@ def test_without_a_worker_it_waits_and_goes_with_the_first_hello() -> None:
     play = a_play(agent=False)
     assert script(play.submit()) == ["save Submission, NewTask, Event, TaskProgress", "1 <- Submitted"]
     assert script(play.join(W1)) == [
-        "save Worker, Attempt, Event, TaskProgress",
+        "save Worker, Attempt, Event, TaskProgress, Decided",
         "2 <- Welcome",
         "2 <- Dispatch",
     ]
@@ -93,7 +94,7 @@ def test_a_result_is_recorded_and_the_next_task_leaves_in_the_same_step() -> Non
     play.submit(a_spec("second"))
     effects = play.say(W1, a_result(first.attempt_uid))
     assert script(effects) == [
-        "save Attempt, WorkerMetric, Event, TaskProgress",
+        "save Attempt, WorkerMetric, Event, TaskProgress, Decided",
         "2 <- ResultStored",
         "2 <- Dispatch",
     ]
@@ -162,7 +163,7 @@ def test_a_cancel_is_durable_first_and_an_abort_second() -> None:
     play = a_play()
     dispatch = play.dispatched()
     effects = play.say(MIKA, Cancel("c", (1,)))
-    assert script(effects) == ["save Event, TaskProgress, Attempt", "2 <- Abort", "1 <- Changes"]
+    assert script(effects) == ["save Event, TaskProgress, Attempt, WorkerMetric", "2 <- Abort", "1 <- Changes"]
     assert the(sent(effects, Changes)).changes == (Change(1, TaskState.CANCELLED, changed=True, message=""),)
     assert play.shelf.attempts[dispatch.attempt_uid].state is AttemptState.ABORTED
     again = play.say(MIKA, Cancel("c", (1,)))
@@ -244,7 +245,7 @@ def test_a_retry_opens_the_task_again_and_keeps_its_history() -> None:
     effects = play.say(MIKA, Retry("r", (1,)))
     assert script(effects) == [
         "look up FindMarks",
-        "save Event, TaskProgress, Attempt",
+        "save Event, TaskProgress, Attempt, Decided",
         "1 <- Changes",
         "2 <- Dispatch",
     ]
@@ -277,7 +278,7 @@ def test_a_deadline_ends_a_waiting_and_a_running_task() -> None:
     play.submit(a_spec("b", deadline_s=20))
     play.say(W1, a_heartbeat(a_status([running.attempt_uid], free=0, last=1)))
     effects = play.wait(10)
-    assert script(effects)[:2] == ["save Event, TaskProgress, Attempt", "2 <- Abort"]
+    assert script(effects)[:2] == ["save Event, TaskProgress, Attempt, WorkerMetric", "2 <- Abort"]
     play.wait(10)
     for task_id, where in [(1, "while it ran"), (2, "while it waited")]:
         progress = play.shelf.progress[task_id]
@@ -468,13 +469,13 @@ def test_after_a_short_task_that_is_mostly_the_clis_own_words_a_large_file_still
     assert the(saved(effects, WorkerMetric)).prompt_length > 1_000
     large = a_spec("Explain.", files=[("src/large.py", 20_000)])
     assert len(sent(play.submit(large), Dispatch)) == 1
-    assert play.core._state.router.bytes_per_token(MODEL) > 3.5
+    assert play.core._state.router.fitting.bytes_per_token(MODEL) > 3.5
 
 
 def test_a_ratio_measured_under_one_spelling_of_a_model_counts_under_every_other() -> None:
     play = Play(some_settings(a_worker("w1", model="qwen3")))
-    play.join(W1)
+    play.join(W1, an_agent_hello(health=a_health("qwen3")))
     play.join(MIKA)
     result = replace(a_result(play.dispatched(a_spec(size_bytes=8_000)).attempt_uid), model="qwen3")
     play.say(W1, replace(result, metrics=Metrics(prompt_tokens=2_000, output_tokens=5)))
-    assert play.core._state.router.bytes_per_token("qwen3:latest") == (8_000 + 1_150) / 2_000
+    assert play.core._state.router.fitting.bytes_per_token("qwen3:latest") == (8_000 + 1_150) / 2_000

@@ -290,6 +290,7 @@ def test_at_the_start_live_keys_are_allowed_and_expired_tokens_are_not() -> None
         "allow w1 as worker",
         "revoke token",
         "allow ken as enrol",
+        "look up FindSpeeds",
     ]
     assert not any(isinstance(one, Allow) and one.public_key == TOKEN.public_key for one in again.started)
 
@@ -300,7 +301,7 @@ def test_tasks_of_others_look_like_tasks_that_are_not_there() -> None:
     play.join(a_client())
     changes = the(sent(play.say(a_client(), Cancel("c", (1, 2))), messages.Changes))
     assert (changes.changes, changes.missing) == ((), (1, 2))
-    for message in (messages.GetStory("s", 1), messages.GetResult("s", 1)):
+    for message in (messages.GetStory("s", 1), messages.GetResult("s", 1), messages.Explain("s", 1)):
         assert refusal(play.say(a_client(), message)).code is Code.NOT_FOUND
     assert the(sent(play.say(a_client(), messages.GetTasks("t", (1,))), messages.Tasks)).missing == (1,)
     assert the(sent(play.say(a_client(), messages.Watch("w", (1,))), messages.Watching)).missing == (1,)

@@ -7,9 +7,12 @@ import pytest
 
 from koubou_broker.core import Core
 from koubou_broker.effects import Now
+from koubou_broker.queue import Need
+from koubou_broker.workers import LiveWorker
 from koubou_common.errors import Code, ErrorClass
 from koubou_common.messages import ClientHello, ClientWelcome, GetStory, GetTasks, Retry, Story, Tasks
 from koubou_common.messages.values import TaskView
+from koubou_common.reasons import Reason
 from support.core_play import (
     START,
     Play,
@@ -100,21 +103,20 @@ def test_a_queue_time_limit_of_nothing_is_refused() -> None:
     assert refusal(Play().submit(a_spec(queue_timeout_s=0.0))).code is Code.BAD_INPUT
 
 
-def test_a_batch_that_is_too_late_weighs_the_workers_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_is_too_late_looks_at_the_workers_once(monkeypatch: pytest.MonkeyPatch) -> None:
     play = Play(replace(some_settings(), workers=tuple(a_worker(f"w{nth}") for nth in range(20))))
     play.submit(*(a_spec(str(nth), queue_timeout_s=5) for nth in range(300)))
-    weighed = 0
-    weigh = play.core._state.router.weigh
+    named: list[str] = []
+    in_words = play.core._state.router.in_words
 
-    def counted(*arguments: object) -> object:
-        nonlocal weighed
-        weighed += 1
-        return weigh(*arguments)  # type: ignore[arg-type] # passed on as they came
+    def noted(need: Need, worker: LiveWorker, reason: Reason) -> str:
+        named.append(worker.worker_id)
+        return in_words(need, worker, reason)
 
-    monkeypatch.setattr(play.core._state.router, "weigh", counted)
+    monkeypatch.setattr(play.core._state.router, "in_words", noted)
     play.wait(6)
     assert Counter(progress.state for progress in play.shelf.progress.values()) == {"failed": 300}
-    assert weighed == 1
+    assert len(named) == len(set(named)) > 0
 
 
 def test_the_queue_time_limit_is_shown() -> None:

@@ -134,7 +134,7 @@ def test_a_story_has_the_task_its_attempts_and_events() -> None:
         ("running", "queued"),
         ("queued", "running"),
     ]
-    assert story.attempts[0].placement == "no rule: all workers; w1 200"
+    assert story.attempts[0].placement == "no rule: all workers; w1 200 (residency -53)"
     assert play.core.story(1)[0] == "submitted"
     assert play.core.story(99) == []
 

@@ -30,6 +30,8 @@ def digest(*specs: TaskSpec, as_batch: bool = False) -> bytes:
         replace(BASE, min_context=9_000),
         replace(BASE, strict_output=True),
         replace(BASE, task_type="review"),
+        replace(BASE, capabilities=("review",)),
+        replace(BASE, same_digest=True),
     ],
 )
 def test_what_is_asked_for_makes_another_digest(other: TaskSpec) -> None:
@@ -54,6 +56,11 @@ def test_spellings_and_orders_that_mean_the_same_are_the_same() -> None:
     one = replace(BASE, model="qwen", options=(Option("seed", 1), Option("top_k", 2)))
     two = replace(BASE, model="qwen:latest", options=(Option("top_k", 2), Option("seed", 1)))
     assert digest(one) == digest(two)
+
+
+def test_a_submission_of_an_older_release_is_still_the_same_after_an_upgrade() -> None:
+    """As 0.1.0 made it: its key was stored with this digest, and a repeated submission must not conflict with it."""
+    assert digest(BASE).hex() == "0fbeb7402c045464308b276a190638fe7e0589789a71a8fc5c6689c1eeeec24f"
 
 
 def test_one_task_is_not_a_batch_of_one() -> None:

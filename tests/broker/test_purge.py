@@ -17,6 +17,7 @@ from support.store_play import (
     START_MS,
     StorePlay,
     a_blob,
+    a_decision,
     a_metric,
     a_progress,
     a_store,
@@ -27,7 +28,7 @@ from support.store_play import (
 )
 from support.waiting import eventually
 
-TABLES = ("tasks", "events", "attempts", "worker_metrics", "submissions", "blob_ref")
+TABLES = ("tasks", "events", "attempts", "decisions", "worker_metrics", "submissions", "blob_ref")
 
 
 def ended(task_id: int, prompt: bytes, answer: bytes = b"") -> Entry:
@@ -35,7 +36,8 @@ def ended(task_id: int, prompt: bytes, answer: bytes = b"") -> Entry:
     submitted = a_submitted_task(task_id, prompt=prompt)
     answer = answer or b"answer to " + prompt
     done = a_progress(task_id, TaskState.SUCCEEDED, result=BodyRef(sha(answer), len(answer)))
-    more = (an_attempt(f"{task_id:032d}", task_id), a_metric(task_id), a_worker(), done)
+    uid = f"{task_id:032d}"
+    more = (an_attempt(uid, task_id), a_decision(uid, task_id), a_metric(task_id), a_worker(), done)
     submission = Submission("mika", f"key-{task_id}", b"d" * 32, 0, task_id, 1, START_MS)
     return Entry((*submitted.records, *more, submission), (*submitted.blobs, a_blob(answer)))
 

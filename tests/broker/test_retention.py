@@ -17,6 +17,7 @@ from support.store_play import (
     START_MS,
     StorePlay,
     a_blob,
+    a_decision,
     a_metric,
     a_progress,
     a_store,
@@ -26,7 +27,7 @@ from support.store_play import (
     sha,
 )
 
-HISTORY = ("tasks", "events", "attempts", "worker_metrics", "submissions", "audit", "parked")
+HISTORY = ("tasks", "events", "attempts", "decisions", "worker_metrics", "submissions", "audit", "parked")
 BODIES = ("quarantined", "blob", "blob_chunk", "blob_owner", "blob_ref")
 TABLES = (*HISTORY, *BODIES)
 
@@ -46,7 +47,8 @@ class Clock:
 def ended(task_id: int, prompt: bytes) -> Entry:
     submitted = a_submitted_task(task_id, prompt=prompt)
     done = a_progress(task_id, TaskState.SUCCEEDED, result=BodyRef(sha(b"answer"), 6))
-    more = (an_attempt(f"{task_id:032d}", task_id), a_metric(task_id), a_worker(), done)
+    uid = f"{task_id:032d}"
+    more = (an_attempt(uid, task_id), a_decision(uid, task_id), a_metric(task_id), a_worker(), done)
     submission = Submission("mika", f"key-{task_id}", b"d" * 32, 0, task_id, 1, START_MS)
     return Entry((*submitted.records, *more, submission), (*submitted.blobs, a_blob(b"answer")))
 
@@ -83,6 +85,7 @@ def test_bodies_go_before_history_and_live_tasks_keep_theirs(tmp_path: Path) -> 
     assert play.rows("SELECT count(*) FROM blob_chunk") == [(1,)]
     assert play.rows("SELECT task_id, state FROM tasks ORDER BY 1") == [(1, "succeeded"), (2, "queued")]
     assert play.rows("SELECT count(*) FROM attempts") == [(1,)]
+    assert play.rows("SELECT task_id FROM decisions") == [(1,)]
     _close(play)
 
 
@@ -92,7 +95,7 @@ def test_history_goes_after_a_year_and_numbers_are_not_used_again(tmp_path: Path
     play, clock = reopened(path), Clock()
     sweep = clock.sweep()
     step(play, clock, sweep, 366)
-    for table in ("tasks", "events", "attempts", "worker_metrics", "submissions", "blob_ref", "audit"):
+    for table in ("tasks", "events", "attempts", "decisions", "worker_metrics", "submissions", "blob_ref", "audit"):
         assert play.rows(f"SELECT count(*) FROM {table}") == [(0,)], table
     snapshot = play.snapshot()
     assert (snapshot.next_task_id, snapshot.next_event_seq) == (3, 3)

@@ -5,46 +5,12 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koubou_broker.core_settings import CoreSettings, Rule, WorkerSettings
-from koubou_broker.queue import Need
-from koubou_broker.records import NewTask
-from koubou_broker.routing import TaskRouter
-from koubou_broker.workers import LiveWorker
-from koubou_common.messages.values import AgentHealth, Label, WorkerMode
+from koubou_broker.core_settings import Rule
+from koubou_broker.placing import Held, Placed, placement_text
+from koubou_common.messages.values import AgentHealth, Candidate, Label, WorkerMode
+from koubou_common.reasons import Reason
 from support.core_play import MODEL, a_new_task, a_worker
-
-RULES = (
-    Rule(8, 10, ("local",), "fast first"),
-    Rule(5, 7, ("local", "remote"), "balance"),
-    Rule(1, 4, ("remote",), "keep local free"),
-)
-
-
-class Bench:
-    """A router over connected workers."""
-
-    def __init__(self, *workers: WorkerSettings, rules: tuple[Rule, ...] = ()) -> None:
-        self.settings = CoreSettings(workers=workers, rules=rules)
-        self.workers: dict[str, LiveWorker] = {}
-        for nth, one in enumerate(workers, 1):
-            worker = self.workers[one.worker_id] = LiveWorker(one)
-            worker.connect(nth, "b1", 0.0, 0)
-            worker.heard(0.0, 0)
-            worker.health = AgentHealth(ollama_ok=True)
-            worker.report([], one.slots, 0, 0.0)
-        self.router = TaskRouter(self.settings, self.workers)
-
-    def need(self, spec: NewTask, avoid: str = "") -> Need:
-        return self.router.need_of(spec, (), avoid)
-
-    def place(self, spec: NewTask | None = None, *, avoid: str = "", waited_s: float = 0.0) -> str:
-        worker = self.router.place(self.need(spec or a_new_task(), avoid), 0.0, waited_s)
-        return worker.worker_id if worker is not None else ""
-
-    def fill(self, worker_id: str) -> None:
-        worker = self.workers[worker_id]
-        while worker.free:
-            worker.dispatched(f"{worker_id}-{worker.dispatches}")
+from support.routing_bench import RULES, Bench
 
 
 def test_the_faster_worker_wins() -> None:
@@ -130,23 +96,63 @@ def test_the_worker_that_failed_last_is_avoided_while_another_is_eligible() -> N
     assert bench.place(avoid="a") == "a"
 
 
-def test_each_obstacle_has_its_words() -> None:
+def test_each_obstacle_has_its_reason() -> None:
     bench = Bench(a_worker("a"))
     worker = bench.workers["a"]
     need = bench.need(a_new_task())
-    assert bench.router.obstacle(need, worker, 0.0) == ""
-    assert bench.router.obstacle(need, worker, 99.0) == "stopped answering"
+    assert bench.router.obstacle(need, worker, 0.0) is None
+    assert bench.router.obstacle(need, worker, 99.0) is Reason.STOPPED_ANSWERING
     worker.mode = WorkerMode.PAUSED
-    assert bench.router.obstacle(need, worker, 0.0) == "paused"
+    assert bench.router.obstacle(need, worker, 0.0) is Reason.PAUSED
+    worker.mode = WorkerMode.DRAINING
+    assert bench.router.obstacle(need, worker, 0.0) is Reason.DRAINING
     worker.mode = WorkerMode.ACTIVE
     worker.health = AgentHealth(can_work=False, issue="gemini-repo-cli is missing")
-    assert bench.router.obstacle(need, worker, 0.0) == "gemini-repo-cli is missing"
+    assert bench.router.obstacle(need, worker, 0.0) is Reason.CANNOT_WORK
+    assert bench.why("a") == "gemini-repo-cli is missing"
     worker.health = AgentHealth()
     worker.cooling_until_s = 10.0
-    assert bench.router.obstacle(need, worker, 0.0) == "cooling down after failures"
+    assert bench.router.obstacle(need, worker, 0.0) is Reason.COOLING_DOWN
     worker.cooling_until_s = None
+    worker.tags = ("other:7b",)
+    assert bench.router.obstacle(need, worker, 0.0) is Reason.MODEL_ABSENT
+    assert bench.why("a") == f"its Ollama does not have {MODEL} now"
     worker.disconnect()
-    assert bench.router.obstacle(need, worker, 0.0) == "not connected"
+    assert bench.router.obstacle(need, worker, 0.0) is Reason.NOT_CONNECTED
+
+
+def test_who_is_weighed_has_its_reason_in_one_word_and_in_words() -> None:
+    bench = Bench(a_worker("busy", slots=2), a_worker("avoided"), a_worker("free"), a_worker("elsewhere"))
+    bench.fill("busy")
+    spec = replace(a_new_task(), labels=())
+    told = {one.worker_id: one for one in bench.router.weigh(spec, ("elsewhere",), "avoided", 0.0)}
+    assert [(one.code, one.eligible, one.available) for one in told.values()] == [
+        (None, True, True),
+        (Reason.AVOIDED, True, False),
+        (Reason.BUSY, True, False),
+        (Reason.EXCLUDED, False, False),
+    ]
+    assert told["busy"].reason == "busy: 2 of 2 slots in use"
+    assert told["avoided"].reason == Reason.AVOIDED.text
+    assert told["free"].reason == ""
+    assert all(one.reason for one in told.values() if one.code is not None)
+
+
+def test_who_waits_for_a_preferred_worker_is_told_so_while_the_rule_says_so() -> None:
+    rule = Rule(1, 10, ("local",), overflow_after_s=60.0)
+    bench = Bench(a_worker("l"), a_worker("r", location="remote"), rules=(rule,))
+    bench.fill("l")
+    codes = [
+        [one.code for one in bench.router.weigh(a_new_task(), (), "", 0.0, waited_s)] for waited_s in (59.0, 60.0, None)
+    ]
+    assert codes == [
+        [Reason.BUSY, Reason.WAITS_FOR_PREFERRED],
+        [None, Reason.BUSY],
+        [None, Reason.BUSY],
+    ]
+    held = bench.placed(a_new_task(), waited_s=59.0)
+    assert isinstance(held, Held)
+    assert held.reason is Reason.WAITS_FOR_PREFERRED
 
 
 def test_what_a_task_asks_for_decides_who_can_never_run_it() -> None:
@@ -168,29 +174,73 @@ def test_what_a_task_asks_for_decides_who_can_never_run_it() -> None:
     ]:
         assert everyone - bench.need(spec).unfit == able, spec
         for worker_id, worker in bench.workers.items():
-            assert bool(bench.router.misfit(spec, (), worker)) == (worker_id not in able), worker_id
+            assert bool(bench.router.fitting.misfit(spec, (), worker)) == (worker_id not in able), worker_id
 
 
 def test_a_measured_ratio_narrows_what_surely_cannot_fit() -> None:
     bench = Bench(a_worker("a", num_ctx=8_192))
     spec = a_new_task(prompt_bytes=100_000)
     assert bench.place(spec) == "a"
-    bench.router.measured(MODEL, 4.0)
+    bench.router.fitting.measured(MODEL, 4.0)
     assert bench.place(spec) == ""
-    assert bench.router.estimate_tokens(MODEL, 4_000) == 1_000
+    assert bench.router.fitting.estimate_tokens(MODEL, 4_000) == 1_000
 
 
-def test_a_placement_names_the_winner_the_next_and_the_reasons() -> None:
-    workers = [a_worker(f"w{nth}", factor=1 + nth / 10) for nth in range(10)]
-    bench = Bench(*workers, rules=RULES)
-    bench.fill("w9")
-    bench.workers["w8"].mode = WorkerMode.PAUSED
-    winner = bench.workers[bench.place(a_new_task(priority=9))]
-    text = bench.router.placement(a_new_task(priority=9), (), "", winner, 0.0)
-    assert text == (
-        "priority 8-10: local (fast first); w7 270 > w6 260 > w5 250 > w4 240 > w3 230 > w2 220 > w1 210 > w0 200;"
-        " not: 1 busy: 1 of 1 slots in use, 1 paused"
-    )
+def test_a_decision_names_the_winner_the_next_seven_and_counts_the_rest() -> None:
+    workers = [a_worker(f"w{nth}", factor=1 + nth / 10) for nth in range(11)]
+    bench = Bench(*workers, a_worker("far", location="remote", model="other:7b"), rules=RULES)
+    bench.fill("w10")
+    bench.workers["w9"].mode = WorkerMode.PAUSED
+    spec = replace(a_new_task(model=MODEL), priority=9)
+    placed = bench.placed(spec)
+    assert isinstance(placed, Placed)
+    decision = bench.router.decision(spec, (), bench.need(spec), placed)
+    assert decision.strategy == "priority_based"
+    assert decision.rule == "priority 8-10: local (fast first)"
+    assert [one.worker_id for one in decision.candidates] == [f"w{nth}" for nth in range(8, 0, -1)]
+    assert {(one.reason, one.count) for one in decision.reasons} == {
+        (Reason.BUSY, 1),
+        (Reason.PAUSED, 1),
+        (Reason.MODEL_NOT_LISTED, 1),
+    }
+    winner = decision.candidates[0]
+    assert (winner.score, winner.group, winner.eligible, winner.available) == (280.0, 0, True, True)
+    assert {part.name for part in winner.parts} == {"factor", "idle", "success", "capability", "residency"}
+    assert winner.finish_s > 0
+
+
+def test_a_placement_is_the_decision_in_one_line() -> None:
+    workers = [a_worker(f"w{nth}", factor=1 + nth / 10) for nth in range(4)]
+    bench = Bench(*workers, rules=RULES, loaded=True)
+    bench.fill("w3")
+    bench.workers["w2"].mode = WorkerMode.PAUSED
+    spec = a_new_task(priority=9)
+    placed = bench.placed(spec)
+    assert isinstance(placed, Placed)
+    text = placement_text(bench.router.decision(spec, (), bench.need(spec), placed))
+    assert text == "priority 8-10: local (fast first); w1 210 > w0 200; not: 1 busy, 1 paused"
+
+
+def test_a_placement_shows_what_came_beside_the_score() -> None:
+    bench = Bench(a_worker("a", factor=1.0), a_worker("b", factor=0.9))
+    bench.load("b")
+    spec = a_new_task()
+    placed = bench.placed(spec)
+    assert isinstance(placed, Placed)
+    text = placement_text(bench.router.decision(spec, (), bench.need(spec), placed))
+    assert text.startswith("no rule: all workers; b 190 > a 200 (residency -53)")
+
+
+def test_the_reasons_count_every_worker_that_was_not_chosen_among() -> None:
+    bench = Bench(a_worker("l"), a_worker("r", location="remote"), a_worker("s", location="remote"), rules=RULES)
+    bench.workers["s"].disconnect()
+    rule = replace(RULES[0], overflow_after_s=60.0)
+    waiting = Bench(*(one.settings for one in bench.workers.values()), rules=(rule,))
+    spec = a_new_task(priority=9)
+    placed = waiting.placed(spec)
+    assert isinstance(placed, Placed)
+    decision = waiting.router.decision(spec, (), waiting.need(spec), placed)
+    assert [(one.reason, one.count) for one in decision.reasons] == [(Reason.WAITS_FOR_PREFERRED, 2)]
 
 
 workers_drawn = st.lists(
@@ -233,4 +283,8 @@ def test_a_place_is_always_available_and_found_when_there_is_one(
         if chosen != preferred:
             assert all(bench.workers[one.worker_id].settings.location != preferred for one in others)
         rivals = [one for one in others if bench.workers[one.worker_id].settings.location == chosen]
-        assert candidates[placed].score == max(one.score for one in rivals)
+        assert points(candidates[placed]) >= max(points(one) for one in rivals) - 0.5, "each part is rounded"
+
+
+def points(one: Candidate) -> float:
+    return sum(part.points for part in one.parts)

@@ -73,6 +73,14 @@ def test_what_is_stored_comes_back_in_a_snapshot(path: Path) -> None:
     assert (snapshot.next_task_id, snapshot.next_batch_id, snapshot.next_event_seq) == (2, 1, 2)
 
 
+def test_wishes_and_a_models_name_of_an_older_release_come_back_as_the_core_knows_them(path: Path) -> None:
+    wishes = a_task(model="Some-GGUF:Q4", capabilities=("code", "review"), digest="a" * 64)
+    with a_store(path) as play:
+        play.write(Entry((wishes, a_progress()), (a_blob(b"hello"),)))
+        restored = play.snapshot().tasks[0].task
+    assert (restored.model, restored.capabilities, restored.digest) == ("some-gguf:q4", ("code", "review"), "a" * 64)
+
+
 def test_an_ended_task_is_no_part_of_a_snapshot_but_its_number_is_never_used_again(path: Path) -> None:
     ended = a_progress(7, TaskState.SUCCEEDED, result=BodyRef(sha(b"answer"), 6), metrics=Metrics(output_tokens=3))
     with a_store(path) as play:

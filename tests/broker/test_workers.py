@@ -1,12 +1,14 @@
 """Slots, models and the breaker of one worker."""
 
+from dataclasses import replace
+
 import pytest
 
 from koubou_broker.core_settings import CoreSettings
 from koubou_broker.workers import LiveWorker
 from koubou_common.errors import ErrorClass
-from koubou_common.messages.values import AgentHealth
-from support.core_play import a_worker
+from koubou_common.messages.values import AgentHealth, Option
+from support.core_play import MODEL, a_worker
 
 SETTINGS = CoreSettings(breaker_failures=3, breaker_cooldown_s=60.0)
 
@@ -97,6 +99,25 @@ def test_a_listed_model_counts_under_any_spelling() -> None:
     assert not worker.has_model("")
 
 
+def test_a_listed_model_is_absent_once_its_ollama_has_told_others_and_may_come() -> None:
+    worker = LiveWorker(a_worker(model="Qwen", models=("qwen", "some:7b")))
+    worker.tags = ("some:7b",)
+    assert [worker.has_model(name) for name in ("", "qwen:latest", "some:7b")] == [False, False, True]
+    assert [worker.may_have_model(name) for name in ("", "qwen:latest", "other:1b")] == [True, True, False]
+
+
+def test_people_are_told_each_model_once() -> None:
+    worker = LiveWorker(a_worker(model="Qwen", models=("*",)))
+    worker.tags = ("qwen:latest", "some:7b")
+    assert worker.known_models() == ("Qwen", "some:7b")
+
+
+def test_tags_of_an_older_release_are_read_in_the_one_spelling() -> None:
+    worker = LiveWorker(a_worker(models=("*",)))
+    worker.restore(replace(worker.record(), models=("Some-GGUF:Q4",), boot_id="b1"))
+    assert worker.has_model("some-gguf:q4")
+
+
 def test_failures_in_a_row_open_the_breaker_and_a_success_closes_it() -> None:
     worker = a_live_worker()
     opened = [worker.note_failure(ErrorClass.OLLAMA_ERROR, "b1", 10.0, SETTINGS) for _ in range(3)]
@@ -144,3 +165,49 @@ def test_the_success_rate_forgets_old_attempts() -> None:
         worker.note_success()
     assert worker.success_rate > 0.9
     assert (worker.succeeded, worker.failed) == (300, 1_000)
+
+
+def test_an_agent_is_told_the_default_models_own_options_so_that_it_loads_the_window_tasks_will_ask_for() -> None:
+    own = (Option("num_ctx", 16_384),)
+    worker = LiveWorker(replace(a_worker("w1"), model_options=((MODEL, own), ("other", (Option("num_ctx", 1_024),)))))
+    assert worker.config().default_model_options == own
+    assert LiveWorker(a_worker("w1")).config().default_model_options == ()
+
+
+def test_a_worker_that_has_not_succeeded_yet_is_offered_no_more_than_its_breaker_bears() -> None:
+    worker = LiveWorker(a_worker(slots=8), breaker_failures=3)
+    worker.connect(1, "b1", 0.0, 0)
+    worker.report([], 8, 0, 0.0)
+    assert (worker.free, worker.is_doubted) == (3, False)
+    for nth in range(3):
+        worker.dispatched(f"u{nth}")
+    assert (worker.free, worker.is_doubted) == (0, True)
+    worker.note_success()
+    assert (worker.free, worker.is_doubted) == (5, False)
+
+
+def test_failures_in_a_row_leave_a_worker_what_the_breaker_leaves() -> None:
+    worker = a_live_worker(slots=8)
+    worker.restore_scores(100, 0)
+    assert worker.free == 8
+    for left in (4, 3, 2, 1):
+        assert not worker.note_failure(ErrorClass.STALLED, "b1", 0.0, CoreSettings())
+        assert worker.free == left
+    worker.note_success()
+    assert worker.free == 8
+
+
+def test_a_failure_that_says_nothing_about_the_worker_costs_it_no_trust() -> None:
+    worker = a_live_worker(slots=8)
+    worker.restore_scores(100, 0)
+    worker.note_failure(ErrorClass.EMPTY_OUTPUT, "b1", 0.0, CoreSettings())
+    assert worker.free == 8
+
+
+def test_the_first_failures_weigh_little_and_many_weigh_fully() -> None:
+    worker = a_live_worker()
+    assert worker.success_rate == 1.0
+    worker.note_failure(ErrorClass.STALLED, "b1", 0.0, CoreSettings())
+    assert worker.success_rate == 0.75
+    worker.restore_scores(0, 100)
+    assert worker.success_rate < 0.05

@@ -6,6 +6,7 @@ import weakref
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures import as_completed
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,6 +93,56 @@ def test_outputs_of_a_map_come_in_the_order_of_the_prompts(workshop: FakeWorksho
 def test_a_map_over_nothing_submits_nothing(workshop: FakeWorkshop, client: Client) -> None:
     assert list(client.map([])) == []
     assert workshop.heard(Submit) == []
+
+
+@pytest.mark.usefixtures("repo")
+def test_many_tasks_are_one_batch_with_what_they_share_first(workshop: FakeWorkshop, client: Client) -> None:
+    for name in ("api.md", "b.py"):
+        Path("src", name).write_text(f"# {name}\n")
+    items: list[str | dict[str, object]] = [
+        {"files": ["src/a.py"], "priority": 7},
+        {"files": ["src/b.py", "src/api.md"], "custom_id": "b"},
+        "another",
+    ]
+    futures = client.submit_many(items, prompt="doc it", files=["src/api.md"], task_type="doc")
+    message = workshop.heard(Submit)[0]
+    assert message.as_batch
+    assert [([file.name for file in spec.files], spec.prefix_files) for spec in message.tasks] == [
+        (["src/api.md", "src/a.py"], 1),
+        (["src/api.md", "src/b.py"], 1),
+        (["src/api.md"], 0),
+    ]
+    assert [(spec.priority, spec.custom_id, spec.task_type) for spec in message.tasks] == [
+        (7, "", "doc"),
+        (5, "b", "doc"),
+        (5, "", "doc"),
+    ]
+    for future in reversed(futures):
+        workshop.succeed(future.id, f"answer to {future.id}".encode())
+    assert [future.result(LONG_S).text for future in futures] == ["answer to 142", "answer to 143", "answer to 144"]
+
+
+@pytest.mark.usefixtures("repo")
+def test_many_tasks_may_keep_the_order_of_their_files(workshop: FakeWorkshop, client: Client) -> None:
+    Path("src", "api.md").write_text("# api\n")
+    Path("src", "b.py").write_text("# b\n")
+    items = [{"files": ["src/a.py", "src/api.md"]}, {"files": ["src/b.py", "src/api.md"]}]
+    client.submit_many(items, prompt="doc it", keep_order=True, use_cache=False)
+    specs = workshop.heard(Submit)[0].tasks
+    assert [[file.name for file in spec.files] for spec in specs] == [item["files"] for item in items]
+    assert [(spec.prefix_files, spec.use_cache) for spec in specs] == [(0, False), (0, False)]
+
+
+def test_many_tasks_of_which_one_is_wrong_are_none(workshop: FakeWorkshop, client: Client) -> None:
+    with pytest.raises(KoubouError, match="the prompt is empty"):
+        client.submit_many(["a", " "])
+    assert client.submit_many([]) == []
+    assert workshop.heard(Submit) == []
+
+
+def test_many_tasks_under_a_repeated_key_are_the_same(client: Client) -> None:
+    first = client.submit_many(["a", "b"], idempotency_key="k2")
+    assert [one.id for one in client.submit_many(["a", "b"], idempotency_key="k2")] == [one.id for one in first]
 
 
 def test_the_standard_library_waits_for_our_futures(workshop: FakeWorkshop, client: Client) -> None:
@@ -259,15 +310,26 @@ def test_a_status_is_told(workshop: FakeWorkshop, client: Client) -> None:
     assert json.dumps(status.version)
 
 
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"queue_timeout_s": 60.0}, "knows no queue time limit"),
+        ({"capabilities": ["review"]}, "knows no required capabilities"),
+        ({"same_digest": True}, "knows no choice of a model's version"),
+    ],
+)
 def test_a_wish_that_an_older_broker_would_pass_over_in_silence_is_refused(
-    workshop: FakeWorkshop, client: Client
+    workshop: FakeWorkshop, wish: dict[str, Any], said: str
 ) -> None:
-    workshop.proto = 1
-    with pytest.raises(KoubouError, match="knows no queue time limit") as caught:
-        client.submit("hurry", queue_timeout_s=60.0)
-    assert caught.value.code is Code.VERSION
-    assert workshop.heard(Submit) == []
-    client.submit("take your time")
+    workshop.proto = 1  # before anybody is welcomed
+    with Client(home=workshop.home.root) as client:
+        with pytest.raises(KoubouError, match=said) as caught:
+            client.submit("hurry", **wish)
+        assert caught.value.code is Code.VERSION
+        with pytest.raises(KoubouError, match=said):
+            client.preview([draft_task("hurry", **wish)])
+        assert workshop.heard(Submit) == []
+        client.submit("take your time")
     assert len(workshop.heard(Submit)) == 1
 
 

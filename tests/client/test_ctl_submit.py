@@ -11,7 +11,8 @@ import pytest
 
 from koubou_common.errors import Code, ErrorClass
 from koubou_common.messages import Cancel, ClientHello, Error, Submit, Watch
-from koubou_common.messages.values import Candidate, Label, Option, Plan, TaskState
+from koubou_common.messages.values import Candidate, Label, Option, Plan, ReasonCount, ScorePart, TaskState
+from koubou_common.reasons import Reason
 from support.ctl import Ctl
 from support.fake_workshop import FakeWorkshop
 from support.waiting import eventually
@@ -72,13 +73,19 @@ def test_json_gets_the_task_with_exactly_the_documented_fields(ctl: Ctl) -> None
     }
 
 
+def test_a_new_answer_may_be_asked_for(ctl: Ctl, workshop: FakeWorkshop) -> None:
+    ctl("submit", "doc it")
+    ctl("submit", "doc it", "--no-cache")
+    assert [message.tasks[0].use_cache for message in workshop.heard(Submit)] == [True, False]
+
+
 def test_every_option_reaches_the_broker(ctl: Ctl, workshop: FakeWorkshop) -> None:
     ran = ctl(
         *("submit", "doc it", "-f", "src/a.py", "-o", "docs/a.md", "-t", "A.md", "-m", "m:1b", "-p", "low"),
         *("--type", "doc", "--repo", "mine", "--worker", "lan_001", "--label", "gpu=3090", "--min-context", "8192"),
         *("--option", "temperature=0.2", "--option", "stop=END", "--option", "seed=7", "--timeout", "10m"),
         *("--deadline", "2h", "--queue-timeout", "90s", "--max-attempts", "3", "--strict-output"),
-        *("--idempotency-key", "k-1"),
+        *("--capability", "vision", "--capability", "code", "--same-digest", "--idempotency-key", "k-1"),
     )
     assert ran.code == 0, ran.err
     sent = workshop.heard(Submit)[0]
@@ -89,6 +96,7 @@ def test_every_option_reaches_the_broker(ctl: Ctl, workshop: FakeWorkshop) -> No
     assert (spec.target, spec.out_path, spec.out_digest) == ("A.md", "docs/a.md", "")
     assert (spec.model, spec.priority, spec.task_type, spec.repo) == ("m:1b", 2, "doc", "mine")
     assert (spec.worker, spec.labels, spec.min_context) == ("lan_001", (Label("gpu", "3090"),), 8192)
+    assert (spec.capabilities, spec.same_digest) == (("code", "vision"), True)
     assert spec.options == (Option("seed", 7), Option("stop", ("END",)), Option("temperature", 0.2))
     assert (spec.timeout_s, spec.deadline_s, spec.queue_timeout_s, spec.max_attempts) == (600.0, 7200.0, 90.0, 3)
     assert spec.strict_output
@@ -339,34 +347,76 @@ def test_a_repeated_key_says_that_the_task_is_known(ctl: Ctl) -> None:
 
 
 def test_a_dry_run_shows_rule_scores_and_reasons_and_submits_nothing(ctl: Ctl, workshop: FakeWorkshop) -> None:
-    workshop.plan = Plan(
+    workshop.plan = a_plan()
+    ran = ctl("submit", "x", "--dry-run")
+    assert ran.code == 0
+    assert (
+        ran.out
+        == """\
+  Model    gpt-oss:20b
+  Version  17052f91a42e
+  Prompt   about 9,800 tokens, ±12 %
+  Rule     rule 2 of 3: low priority goes to the LAN
+  Begins   at once: a worker is free for it
+  Not now  busy (1), does not list the model (1)
+
+WORKER   TAKES IT   SCORE  WHY
+lan_001  now        128.0  factor +78, idle +50; beside it residency -12.5;
+                           about 40 s expected
+lan_002  when free   98.0  busy: 1 of 1 slots in use
+local    never          -  has no model gpt-oss:20b
+
+It would start at once on lan_001. Nothing was submitted.
+"""
+    )
+    assert workshop.tasks == {}
+
+
+def test_a_dry_run_in_json_has_all_of_the_plan(ctl: Ctl, workshop: FakeWorkshop) -> None:
+    workshop.plan = a_plan()
+    plan = ctl("submit", "x", "--dry-run", "--json").data
+    assert plan["candidates"][0] == {
+        "worker": "lan_001",
+        "eligible": True,
+        "available": True,
+        "score": 128.0,
+        "parts": {"factor": 78.0, "idle": 50.0, "residency": -12.5},
+        "group": 0,
+        "finish_s": 41.0,
+        "code": None,
+        "reason": None,
+    }
+    assert plan["candidates"][1]["code"] == "busy"
+    assert plan["reasons"] == {"busy": 1, "model_not_listed": 1}
+    assert (plan["starts_in_s"], plan["starts_basis"]) == (0.0, "a worker is free for it")
+    assert (plan["token_error"], plan["digest"]) == (0.12, "17052f91a42e")
+
+
+def test_a_dry_run_says_that_an_estimate_rests_on_nothing(ctl: Ctl, workshop: FakeWorkshop) -> None:
+    out = ctl("submit", "x", "--dry-run").out  # the fake's plan is that of an older broker
+    assert "about 12 tokens, but nothing was measured yet" in out
+    assert "Begins" not in out
+
+
+def a_plan() -> Plan:
+    """A plan with everything in it."""
+    parts = (ScorePart("factor", 78.0), ScorePart("idle", 50.0), ScorePart("residency", -12.5))
+    return Plan(
         "gpt-oss:20b",
         9_800,
         "rule 2 of 3: low priority goes to the LAN",
         (
-            Candidate("lan_001", True, True, 128.0, ""),
-            Candidate("lan_002", True, False, 98.0, "slot busy"),
-            Candidate("local", False, False, 0.0, "model not pulled"),
+            Candidate("lan_001", True, True, 128.0, "", None, parts, 0, 41.0),
+            Candidate("lan_002", True, False, 98.0, "busy: 1 of 1 slots in use", Reason.BUSY),
+            Candidate("local", False, False, 0.0, "has no model gpt-oss:20b", Reason.MODEL_NOT_LISTED),
         ),
         "",
+        token_error=0.12,
+        reasons=(ReasonCount(Reason.BUSY, 1), ReasonCount(Reason.MODEL_NOT_LISTED, 1)),
+        starts_in_s=0.0,
+        starts_basis="a worker is free for it",
+        digest="17052f91a42e",
     )
-    ran = ctl("submit", "x", "--dry-run")
-    assert ran.code == 0
-    assert "about 9800 tokens" in ran.out
-    assert "rule 2 of 3" in ran.out
-    assert ran.out.splitlines()[4].split() == ["WORKER", "ELIGIBLE", "AVAILABLE", "SCORE", "WHY", "NOT"]
-    assert "lan_001  yes       yes        128    -" in ran.out
-    assert "local    no        no         -      model not pulled" in ran.out
-    assert "It would start at once on lan_001. Nothing was submitted." in ran.out
-    assert workshop.tasks == {}
-    as_json = ctl("submit", "x", "--dry-run", "--json").data
-    assert as_json["candidates"][1] == {
-        "worker": "lan_002",
-        "eligible": True,
-        "available": False,
-        "score": 98.0,
-        "reason": "slot busy",
-    }
 
 
 def test_a_dry_run_of_what_would_be_refused_is_refused(ctl: Ctl, workshop: FakeWorkshop) -> None:

@@ -59,6 +59,8 @@ def test_every_field_reaches_the_broker(ctl: Ctl, workshop: FakeWorkshop) -> Non
         "worker": "lan_001",
         "labels": {"gpu": "3090"},
         "options": {"temperature": 0.2, "stop": ["END"]},
+        "capabilities": ["vision", "code"],
+        "same_digest": True,
         "min_context": 8192,
         "timeout": 600,
         "deadline": 7200.5,
@@ -73,6 +75,7 @@ def test_every_field_reaches_the_broker(ctl: Ctl, workshop: FakeWorkshop) -> Non
     assert [file.name for file in spec.files] == ["src/a.py"]
     assert (spec.model, spec.priority, spec.task_type, spec.repo, spec.worker) == ("m:1b", 8, "doc", "mine", "lan_001")
     assert (spec.labels, spec.min_context) == ((Label("gpu", "3090"),), 8192)
+    assert (spec.capabilities, spec.same_digest) == (("code", "vision"), True)
     assert spec.options == (Option("stop", ("END",)), Option("temperature", 0.2))
     assert (spec.timeout_s, spec.deadline_s, spec.queue_timeout_s) == (600.0, 7200.5, 90.0)
     assert (spec.max_attempts, spec.strict_output) == (3, True)
@@ -85,6 +88,24 @@ def test_options_of_the_command_hold_where_a_line_says_nothing_else(ctl: Ctl, wo
     assert (first.model, first.priority, second.model, second.priority) == ("m:1b", 3, "other:1b", 9)
     assert first.options == (Option("seed", 1), Option("temperature", 0.5))
     assert second.options == (Option("temperature", 0.5),)
+
+
+def test_tasks_of_one_prompt_have_what_they_share_first(ctl: Ctl, workshop: FakeWorkshop, repo: Path) -> None:
+    for name in ("b.py", "c.py", "api.md"):
+        (repo / "src" / name).write_text(f"# {name}\n")
+    tasks = [{"prompt": "doc it", "files": [f"src/{name}", "src/api.md"]} for name in ("a.py", "b.py", "c.py")]
+    assert ctl("submit", "--jsonl", "-", stdin=lines(*tasks[:2], {**tasks[2], "keep_order": True})).code == 0
+    specs = workshop.heard(Submit)[0].tasks
+    assert [([file.name for file in spec.files], spec.prefix_files) for spec in specs] == [
+        (["src/api.md", "src/a.py"], 1),
+        (["src/api.md", "src/b.py"], 1),
+        (["src/c.py", "src/api.md"], 0),
+    ]
+
+
+def test_a_line_may_ask_for_a_new_answer(ctl: Ctl, workshop: FakeWorkshop) -> None:
+    ctl("submit", "--jsonl", "-", stdin=lines({"prompt": "a", "use_cache": False}, {"prompt": "b"}))
+    assert [spec.use_cache for spec in workshop.heard(Submit)[0].tasks] == [False, True]
 
 
 def test_blank_lines_a_byte_order_mark_and_nulls_are_no_trouble(ctl: Ctl, workshop: FakeWorkshop) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from koubou_common.messages import Dispatch, Heartbeat, HeartbeatAck, Removed, Submit, Submitted
-from koubou_common.messages.values import Role
+from koubou_common.messages.values import AgentHealth, ModelSeen, Role
 from koubou_common.tokens import decode_token
 from support.broker_play import BROKER, BrokerPlay, a_broker, a_configuration, a_spec, a_status, work_one
 from support.ctl import Ctl
@@ -48,6 +48,20 @@ def test_one_worker_is_shown_with_all_that_is_known(broker: BrokerPlay, ctl: Ctl
     assert "Worker    lan_001 (local)" in text
     assert "Ollama    0.24.0" in text
     assert "Slots     0 of 2 in use" in text
+
+
+def test_versions_and_foreign_load_are_shown(broker: BrokerPlay, ctl: Ctl) -> None:
+    seen = (ModelSeen("gpt-oss:20b", digest="ab" * 32), ModelSeen("visitor:1b", loaded=True))
+    health = AgentHealth(ollama_ok=True, models=seen)
+    with broker.agent("lan_001") as agent:
+        agent.ask(Heartbeat(1, 3, a_status(), health), HeartbeatAck)
+        shown, listed = ctl("workers", "show", "lan_001").out, ctl("workers", "list").out
+        data = ctl("workers", "show", "lan_001", "--json").data
+    assert "tokens, version abababababab" in shown
+    assert "Others    visitor:1b is loaded there, not for this broker" in shown
+    assert "visitor:1b is loaded there" in listed
+    assert data["foreign"] == "visitor:1b is loaded there, not for this broker"
+    assert data["windows"][0]["digest"] == "ab" * 32
 
 
 def test_an_unknown_worker_is_not_found(ctl: Ctl) -> None:

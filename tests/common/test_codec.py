@@ -13,9 +13,22 @@ from hypothesis import strategies as st
 from koubou_common import messages
 from koubou_common.codec import DecodeError, EncodeError, decode, encode, pack, type_name, unpack
 from koubou_common.errors import Category, ErrorClass, category_of
-from koubou_common.messages import BlobChunk, Error, Failure, Heartbeat, HeartbeatAck, Submit
+from koubou_common.messages import BlobChunk, Error, Failure, Heartbeat, HeartbeatAck, Preview, Submit
 from koubou_common.messages.limits import MESSAGE_BYTES, Between, Chars, Count, Size
-from koubou_common.messages.values import AgentStatus, Body, File, Label, Metrics, Option, TaskSpec, WorkerMode
+from koubou_common.messages.values import (
+    AgentStatus,
+    Body,
+    Candidate,
+    File,
+    Label,
+    Metrics,
+    Option,
+    Plan,
+    ReasonCount,
+    TaskSpec,
+    WorkerMode,
+)
+from koubou_common.reasons import Reason
 
 CLASSES = typing.get_args(messages.Message)
 BODY = Body(bytes(32), 5, b"hello")
@@ -170,6 +183,17 @@ def test_an_error_class_of_a_newer_peer_is_one_that_is_known_and_other_words_are
     ack = msgpack.unpackb(encode(HeartbeatAck(0, WorkerMode.ACTIVE)))
     with pytest.raises(DecodeError, match="'asleep' is none of active"):
         decode(msgpack.packb({**ack, "mode": "asleep"}))
+
+
+def test_a_reason_of_a_newer_broker_costs_one_word_and_not_the_answer() -> None:
+    workers = (ReasonCount(Reason.BUSY, 2), ReasonCount(Reason.PAUSED, 1))
+    plan = Plan("m", 12, "a rule", (Candidate("w1", True, False, 1.0, "in orbit", Reason.BUSY),), "", reasons=workers)
+    fields = msgpack.unpackb(encode(Preview("r", (plan,))))
+    fields["plans"][0]["candidates"][0]["code"] = fields["plans"][0]["reasons"][0]["reason"] = "in_orbit"
+    read = decode(msgpack.packb(fields)).message
+    assert isinstance(read, Preview)
+    assert (read.plans[0].candidates[0].code, read.plans[0].candidates[0].reason) == (Reason.OTHER, "in orbit")
+    assert [one.reason for one in read.plans[0].reasons] == [Reason.OTHER, Reason.PAUSED]
 
 
 def test_a_message_over_the_limit_is_refused_on_both_sides() -> None:

@@ -86,6 +86,31 @@ def test_options_that_are_given_join_the_defaults() -> None:
     }
 
 
+def test_options_of_one_model_reach_the_broker_apart_from_the_general_ones() -> None:
+    more = ", models: [m, 'big:70b'], model_options: {'BIG:70b': {num_ctx: 16384}}"
+    worker = loads(a_local(more), WorkersFile).all_workers()[0]
+    assert worker.model_options == {"BIG:70b": {"num_ctx": 16384}}
+    assert worker.options["num_ctx"] == 8192
+
+
+@pytest.mark.parametrize(
+    ("written", "fault"),
+    [
+        ("{other: {num_ctx: 4096}}", "other: is not among the worker's models"),
+        ("{m: {num_ctx: 4096}, 'm:latest': {seed: 1}}", "m:latest: means the same model as a line above"),
+        ("{m: {num_ctx: 16}}", "m.num_ctx: num_ctx must be at least 256, not 16"),
+        ("{m: {num_ctxx: 4096}}", "did you mean num_ctx?"),
+    ],
+)
+def test_options_of_a_model_are_checked_like_the_general_ones(tmp_path: Path, written: str, fault: str) -> None:
+    found = "\n".join(faults_of(tmp_path, a_local(f", model_options: {written}")))
+    assert fault in found, found
+
+
+def test_options_may_name_any_model_of_a_worker_that_has_all(tmp_path: Path) -> None:
+    assert faults_of(tmp_path, a_local(', models: ["*"], model_options: {other: {num_ctx: 4096}}')) == []
+
+
 def test_a_worker_becomes_what_its_agent_is_told() -> None:
     text = a_local(", models: ['*'], options: {stop: [END]}, network_timeout: 60, limits: {load_s: 900}")
     (worker,) = loads(text, WorkersFile).all_workers()
@@ -185,6 +210,7 @@ def test_all_faults_of_all_parts_are_told_at_once_in_the_order_of_the_file(tmp_p
         ("rules: []\n", "it belongs under `routing_policy`"),
         ("workers: {routing_policy: {}}\n", "it belongs at the left margin, not indented"),
         ("routing_policy: {strategy: priority_base}\n", "did you mean 'priority_based'?"),
+        ("routing_policy: {strategy: earliest_finnish}\n", "did you mean 'earliest_finish'?"),
         (a_rule("priority_range: [9, 8], preferred_workers: [local]"), "write [8, 9]"),
         (a_rule("priority_range: [8, 9], preferred_workers: [locall]"), "did you mean 'local'?"),
     ],
@@ -235,8 +261,9 @@ def test_a_likely_slip_gets_the_hint_that_mends_it(tmp_path: Path, text: str, hi
         (a_rule("priority_range: [1, 2], preferred_workers: []"), "should not be empty"),
         (a_rule("priority_range: [1, 2], preferred_workers: [gone_1]"), "'gone_1' is neither"),
         (a_rule("priority_range: [1, 2], preferred_workers: [local], overflow_after_s: -1"), "at least 0"),
-        ("routing_policy: {strategy: earliest_finish}", "'earliest_finish' is not there yet"),
-        ("routing_policy: {strategy: random}", "should be 'priority_based' (got 'random')"),
+        ("routing_policy: {aging_s: -1}", "should be at least 0"),
+        ("routing_policy: {patience_s: .nan}", "should be a finite number"),
+        ("routing_policy: {strategy: random}", "should be 'priority_based' or 'earliest_finish' (got 'random')"),
     ],
 )
 def test_what_cannot_work_is_refused_in_plain_words(tmp_path: Path, text: str, fault: str) -> None:

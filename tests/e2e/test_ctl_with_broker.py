@@ -195,9 +195,48 @@ def test_a_dry_run_weighs_the_workers(ctl: Ctl) -> None:
     assert ctl("ps", "-a", "-q").out == ""
 
 
+def test_a_task_is_explained_while_it_waits_while_it_runs_and_afterwards(ctl: Ctl, agent: HandAgent) -> None:
+    slots = ctl("workers", "list", "--json").data[0]["slots"]
+    for _ in range(slots):
+        ctl("submit", "hang")
+    ctl("submit", "hello", "--worker", "lan_001")
+
+    def is_busy() -> bool:
+        return all(task["state"] == "running" for task in ctl("ps", "--json").data[1:])
+
+    eventually(is_busy, what="every slot is taken")
+    running = ctl("explain", "1", "--json").data
+    decision = running["attempts"][0]["decision"]
+    assert [one["worker"] for one in decision["candidates"]] == ["lan_001"]
+    assert decision["candidates"][0]["parts"]["factor"] > 0
+    assert (decision["reasons"], running["waiting"]) == ({"not_connected": 1}, None)
+    waiting = ctl("explain", "last", "--json").data["waiting"]
+    assert {one["worker"]: one["code"] for one in waiting["candidates"]} == {
+        "lan_001": "busy",
+        "lan_002": "other_worker",
+    }
+    assert (waiting["outlook"], waiting["ahead"]) == ("waits_for_slot", 0)
+    assert waiting["starts_in_s"] > 0
+    ctl("cancel", "1")
+    eventually(lambda: agent.aborted, what="the abort")
+    told = ctl("explain", "1").out
+    assert "Attempt 1 on lan_001: aborted" in told
+    assert "Chosen    lan_001" in told
+
+
+@pytest.mark.usefixtures("agent")
+def test_a_task_that_nobody_can_ever_run_is_explained_with_a_way_out(ctl: Ctl) -> None:
+    ctl("workers", "pause", "lan_001")
+    ctl("submit", "hello", "-m", MODEL)
+    nobody = ctl("explain", "last").out
+    assert "No worker that could take it is able to now." in nobody
+    assert "koubou-ctl workers resume lan_001" in nobody
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
+        (("explain", "4711"), 5, "4711"),
         (("submit", "x", "-m", "nope:1b"), 7, "nope:1b"),
         (("submit", "x", "--worker", "nobody"), 5, "nobody"),
         (("submit", "x", "--label", "gpu=none"), 7, "gpu"),

@@ -22,11 +22,11 @@ from koubou_agent.effects import (
 )
 from koubou_common.errors import ErrorClass
 from koubou_common.messages import BlobChunk, BlobGet, BlobMissing, Dispatch, Message, Result, ToAgent
-from koubou_common.messages.values import AgentHealth, ModelSeen
 from sim.bodies import output_of
 from sim.broker_node import BrokerNode, Connection
 from sim.inputs_node import InputsModel
 from sim.life import Life
+from sim.models import Ollama
 from sim.process import HEARTBEAT_TIMEOUT_S
 from sim.spool_node import Kept, SpoolDisk
 from sim.work import Work
@@ -66,6 +66,7 @@ class AgentNode:
     box: SpoolDisk = field(init=False)
     _life: Life = field(init=False)
     _inputs: InputsModel = field(init=False)
+    _ollama: Ollama = field(init=False)
     _cache: dict[bytes, bytes] = field(default_factory=dict)
     _fresh: dict[str, bytes] = field(default_factory=dict)  # what was said, before the spool has it
     _running: set[str] = field(default_factory=set)
@@ -79,6 +80,7 @@ class AgentNode:
         self._life = Life(self.world, self.name)
         self._life.is_alive = False
         self._inputs = InputsModel(self._cache)
+        self._ollama = Ollama(self.world.seed)
 
     @property
     def spool(self) -> dict[str, Outcome]:
@@ -94,8 +96,7 @@ class AgentNode:
         self._inputs = InputsModel(self._cache)
         boot_id = hashlib.md5(f"{self.world.seed}/{self.name}/{self.boots}".encode()).hexdigest()
         settings = CoreSettings("koubou-agent", "simulated", boot_id, 0)
-        health = AgentHealth(True, "0.24.0", (ModelSeen("m:latest"),))
-        self.core = AgentCore(settings, tuple(self.spool.values()), health, self._life.clock_s)
+        self.core = AgentCore(settings, tuple(self.spool.values()), self._ollama.health(), self._life.clock_s)
         self._tick_at_s = None
         self._plan_tick()
         self._connect()
@@ -203,7 +204,10 @@ class AgentNode:
                 if epoch >= core.epoch:
                     self._on_blob(message)
             elif isinstance(message, _TO_AGENT):
+                before = core.status()
                 self._take(core.receive(message, epoch, life.clock_s))
+                if isinstance(message, Dispatch):
+                    self.work.given(self.name, message, before, core.status())
 
         def reaches(message: Message, epoch: int, connection: Connection) -> None:
             life.take_in(lambda: read(message, epoch, connection))
@@ -310,6 +314,9 @@ class AgentNode:
     def _run(self, core: AgentCore, dispatch: Dispatch) -> None:
         uid, faults = dispatch.attempt_uid, self.world.faults
         core.progress(uid, "answering", 1)
+        if self._ollama.load(dispatch.model):
+            self.work.loads += 1
+            self._life.after(0.0, lambda: self._probe(core))
         seconds = self.world.draws.choice(_SLOW_S if faults.slow_work else (0.5, 5.0, 20.0, 90.0))
         if self._is_outage():
             seconds = _REFUSED_S
@@ -317,6 +324,10 @@ class AgentNode:
             self._life.after(seconds, self.crash)
             return
         self._life.after(seconds, lambda: self._came_to_its_end(core, uid))
+
+    def _probe(self, core: AgentCore) -> None:
+        if self.core is core:
+            self._take(core.health(self._ollama.health(), self._life.clock_s))
 
     def _came_to_its_end(self, core: AgentCore, uid: str) -> None:
         if self.core is core and uid in self._running:

@@ -275,6 +275,8 @@ def _within_slots(view: _View) -> Iterator[Violation]:
     for load in view.facts.loads:
         if load.running > load.slots:
             yield Violation(Invariant.I8, 0, f"{load.worker_id} ran {load.running} attempts in {load.slots} slots")
+        if load.given > load.slots:
+            yield Violation(Invariant.I8, 0, f"{load.worker_id} was given {load.given} attempts for {load.slots} slots")
 
 
 def _nothing_of_others(view: _View) -> Iterator[Violation]:

@@ -26,6 +26,7 @@ from koubou_common.messages.values import Body, File, TaskMark, TaskSpec, TaskSt
 from sim.agent_node import Work
 from sim.bodies import a_text
 from sim.broker_node import BrokerNode
+from sim.models import model_for
 from sim.store_node import UNSTORABLE
 from sim.talker import Request, Talker
 from sim.world import World
@@ -228,11 +229,13 @@ class ClientNode(Talker):
             bodies[hashlib.sha256(data).digest()] = data
             files = (File("notes.md", _body(data)),)
         deadline_s = draws.choice((None, None, None, None, 60.0, 600.0))
+        drawn = draws.randint(1, 10)
+        priority = self.world.faults.priority or drawn
         spec = TaskSpec(
             prompt=_body(prompt),
             files=files,
-            model="m",
-            priority=draws.randint(1, 10),
+            model=model_for(self.world.seed, prompt),
+            priority=priority,
             deadline_s=deadline_s if self.world.faults.deadlines else None,
             max_attempts=draws.choice((None, None, None, 2)),
         )

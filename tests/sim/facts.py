@@ -96,11 +96,14 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The most attempts that really ran at once on a worker."""
+    """The most attempts that really ran at once on a worker, and the most that it was given at once."""
 
     worker_id: str
     slots: int
     running: int
+    #: dispatched and not ended, superseded ones too, and calls given up that its Ollama is still busy with; but not
+    #: what arrived after a later dispatch: the broker was told that this had never come
+    given: int = 0
 
 
 @dataclass(frozen=True, slots=True)

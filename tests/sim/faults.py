@@ -39,6 +39,7 @@ class Faults:
     # People.
     workers: int  # how many boxes they have; 0: as the seed says
     slots: int  # of each box; 0: as the seed says
+    priority: int  # of every task; 0: as the seed says
     cancel_every_s: float  # each client
     retry_every_s: float
     deadlines: bool  # some tasks have one
@@ -85,6 +86,7 @@ class Faults:
             fails=0.15,
             workers=0,
             slots=0,
+            priority=0,
             cancel_every_s=120.0,
             retry_every_s=150.0,
             deadlines=True,

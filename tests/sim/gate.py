@@ -63,6 +63,7 @@ CALM: Mapping[str, Any] = {
     "fails": 0.0,
     "workers": 0,
     "slots": 0,
+    "priority": 0,
     "cancel_every_s": 0.0,
     "retry_every_s": 0.0,
     "deadlines": False,
@@ -77,6 +78,8 @@ class Cost(Enum):
     EXECUTIONS_OF_SUCCESS = "executions a success"
     DISPATCHES = "dispatches a task"
     OLLAMA_S = "seconds of an Ollama a success"
+    LOADS = "loads of a model a task"
+    OVERTAKEN_S = "seconds that a task is overtaken at most"
     TURNAROUND = "seconds from submission to end"
 
     def of(self, figures: Iterable[Figures]) -> float:
@@ -93,6 +96,10 @@ class Cost(Enum):
                 return sum(one.dispatches for one in done) / tasks
             case Cost.OLLAMA_S:
                 return sum(one.ollama_s for one in done) / successes
+            case Cost.LOADS:
+                return sum(one.loads for one in done) / tasks
+            case Cost.OVERTAKEN_S:
+                return max(one.overtaken_s for one in done)
             case Cost.TURNAROUND:
                 return sum(one.turnaround_s for one in done) / tasks
 
@@ -184,6 +191,10 @@ _TWO_HOSTS: Mapping[str, Any] = {
 }
 
 
+# One slot for two models, and nobody comes first by priority.
+_ONE_BOX: Mapping[str, Any] = {"slow_work": True, "workers": 1, "slots": 1, "priority": 5}
+
+
 def _wasted(name: str, switch: Switch, cost: Cost, *, seeds: int = 10, **faults: Any) -> Mutant:
     """Safe without it: in a calm workshop where only these things happen, it costs more."""
     return Mutant(name, switch, {**CALM, **faults}, cost, seeds)
@@ -208,7 +219,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("superseded failure ignored", mutations.superseded_failure),
     # Who is alive.
     Mutant("heartbeat listing", mutations.heartbeat_listing),
-    _wasted("dispatch-number echo", mutations.dispatch_number_echo, Cost.EXECUTIONS, seeds=5, latency_s=2.0),
+    Mutant("dispatch-number echo", mutations.dispatch_number_echo),
     Mutant("lease expiry", mutations.lease_expiry),
     _wasted(
         "loop-gap extension",
@@ -235,6 +246,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # How much they are given.
     Mutant("slot count", mutations.slot_count),
+    Mutant("numbers of statuses", mutations.status_numbers),
     _wasted(
         "free-slot report",
         mutations.free_slot_report,
@@ -244,8 +256,10 @@ MUTANTS: tuple[Mutant, ...] = (
         slow_work=True,
         workers=2,
     ),
+    _wasted("grouping by model", mutations.grouping, Cost.LOADS, seeds=6, **_ONE_BOX),
+    _wasted("patience of those overtaken", mutations.patience, Cost.OVERTAKEN_S, seeds=12, **_ONE_BOX),
     _wasted("poison limit", mutations.poison_limit, Cost.EXECUTIONS, poison=0.3),
-    _wasted("backoff", mutations.backoff, Cost.EXECUTIONS, outage_every_s=60.0, workers=4, slots=6),
+    _wasted("backoff", mutations.backoff, Cost.EXECUTIONS_OF_SUCCESS, outage_every_s=30.0, workers=2, slots=2),
     _wasted(
         "abort of cancelled attempts",
         mutations.abort_of_cancelled,
@@ -256,7 +270,7 @@ MUTANTS: tuple[Mutant, ...] = (
         workers=4,
     ),
     # What agents keep.
-    _wasted("spool", switched(no_spool=True), Cost.EXECUTIONS_OF_SUCCESS, agent_crash_at_step=0.2),
+    _wasted("spool", switched(no_spool=True), Cost.EXECUTIONS_OF_SUCCESS, agent_crash_at_step=0.4),
     Mutant("spool until stored", mutations.spool_until_stored),
     Mutant("spool forced to the disk", switched(spool_unsynced=True)),
     Mutant("delivery repeated", mutations.delivery_again),

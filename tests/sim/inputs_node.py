@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from koubou_agent.blobs import Downloads, is_body
 from koubou_common.messages import BlobChunk, BlobGet, Dispatch
+from koubou_common.messages.limits import KEPT_BYTES_LEAST
 from koubou_common.messages.values import Body
 
 Ready = Callable[[bool], None]  # whether all inputs are there
@@ -30,6 +31,8 @@ class InputsModel:
         for body in (dispatch.prompt, *(file.body for file in dispatch.files)):
             if body.inline is not None:
                 assert is_body(body, body.inline), f"attempt {dispatch.attempt_uid}: an input is not what it is called"
+                if body.size_bytes >= KEPT_BYTES_LEAST:
+                    self.cache[body.sha256] = body.inline
             elif body.sha256 not in self.cache:
                 missing[body.sha256] = body
                 self._downloads.want(body)

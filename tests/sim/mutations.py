@@ -23,6 +23,7 @@ from koubou_broker.core.restore import restore
 from koubou_broker.core.state import State
 from koubou_broker.core.submissions import Submissions
 from koubou_broker.effects import Effect, Lookup, Send
+from koubou_broker.grouping import Grouping
 from koubou_broker.task import LiveAttempt, Task
 from koubou_broker.timers import Timer
 from koubou_broker.turns import Ledger, Turn
@@ -210,6 +211,24 @@ def slot_count(patch: pytest.MonkeyPatch) -> Bugs:
     """The broker hands out and the agent starts without counting."""
     patch.setattr(LiveWorker, "free", property(lambda self: 5 if self.session else 0))
     patch.setattr(AgentCore, "_slots", lambda self: 256)
+    return _NO_BUGS
+
+
+def status_numbers(patch: pytest.MonkeyPatch) -> Bugs:
+    """A status that was overtaken by a later one counts like any other."""
+    patch.setattr(LiveWorker, "is_news", lambda self, sequence: True)
+    return _NO_BUGS
+
+
+def grouping(patch: pytest.MonkeyPatch) -> Bugs:
+    """A worker takes what comes first, whatever model it has loaded."""
+    patch.setattr(Grouping, "keeps", lambda self, worker, head, now_s: False)
+    return _NO_BUGS
+
+
+def patience(patch: pytest.MonkeyPatch) -> Bugs:
+    """A loaded model keeps its worker as long as there is anything for it."""
+    patch.setattr(Grouping, "_is_due", lambda self, worker, head, now_s: False)
     return _NO_BUGS
 
 

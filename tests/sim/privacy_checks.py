@@ -11,6 +11,7 @@ from koubou_common.messages import (
     BlobChunk,
     Changes,
     Dispatch,
+    Explanation,
     Invited,
     Keys,
     Message,
@@ -55,7 +56,7 @@ def named_in(message: Message) -> Named:
             return Named(tuple(ref.task_id for ref in refs))
         case Tasks(tasks=views):
             return Named(tuple(view.task_id for view in views))
-        case Story(task=view, attempts=attempts):
+        case Story(task=view, attempts=attempts) | Explanation(task=view, attempts=attempts):
             return Named((view.task_id,), tuple(attempt.uid for attempt in attempts))
         case TaskResult(task=view, body=body):
             return Named((view.task_id,), hashes=(body.sha256,) if body is not None else ())

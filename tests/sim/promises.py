@@ -1,6 +1,9 @@
 """The promises of a simulated world: its facts, gathered from its nodes, go through the one checker."""
 
+import itertools
+
 from koubou_broker.records import Attempt, Event, TaskProgress
+from koubou_common.messages.values import TaskState
 from sim.agent_node import AgentNode, Work
 from sim.checker import BrokenPromiseError, violations
 from sim.client_node import ClientNode
@@ -35,9 +38,9 @@ def facts_of(disk: Shelf, agents: list[AgentNode], clients: list[ClientNode], wo
         spooled=frozenset(work.outcomes),
         let_go=frozenset(work.forgotten & work.outcomes),
         loads=tuple(
-            Load(agent.name, agent.slots, work.most_at_once[agent.name])
+            Load(agent.name, agent.slots, work.most_at_once.get(agent.name, 0), work.most_given[agent.name])
             for agent in agents
-            if agent.name in work.most_at_once
+            if agent.name in work.most_given
         ),
     )
 
@@ -50,6 +53,27 @@ def turnaround_s(disk: Shelf) -> float:
         begun.setdefault(event.task_id, event.at_ms)
         ended[event.task_id] = event.at_ms
     return sum(ended[task_id] - at_ms for task_id, at_ms in begun.items()) / 1000
+
+
+def longest_overtaken_s(disk: Shelf) -> float:
+    """How long a task waited, at most, for its model while others that came later had begun; by the wall clock.
+
+    Only those that ended a run of another model count: who comes behind them waits for them. One priority, one box.
+    """
+    begun: dict[int, int] = {}
+    for event in disk.events:
+        if event.after == TaskState.RUNNING:
+            begun.setdefault(event.task_id, event.at_ms)
+    order = sorted(begun, key=lambda task_id: begun[task_id])
+    changes = {
+        later for before, later in itertools.pairwise(order) if disk.tasks[before].model != disk.tasks[later].model
+    }
+    longest_ms, since_ms = 0, None
+    for task_id in sorted(begun, reverse=True):
+        if since_ms is not None and task_id in changes:
+            longest_ms = max(longest_ms, begun[task_id] - since_ms)
+        since_ms = begun[task_id] if since_ms is None else min(since_ms, begun[task_id])
+    return longest_ms / 1000
 
 
 def _task_row(disk: Shelf, row: TaskProgress) -> TaskRow:

@@ -15,8 +15,9 @@ from sim.broker_node import BrokerNode, Bugs
 from sim.client_node import ClientNode
 from sim.disk import Disk
 from sim.faults import Faults
+from sim.models import PATIENCE_S, models_of, strategy_of
 from sim.operator_node import OperatorNode
-from sim.promises import check_end, turnaround_s
+from sim.promises import check_end, longest_overtaken_s, turnaround_s
 from sim.story import seed_error
 from sim.strangers import FromTheFuture, send_nonsense
 from sim.world import START_S, World
@@ -40,6 +41,8 @@ class Figures:
     dispatches: int
     successes: int  # tasks
     ollama_s: float  # of attempts that came to their end, also of those that were for nothing
+    loads: int  # of models, by all boxes
+    overtaken_s: float  # the longest that a task waited while later ones of its priority had begun
     turnaround_s: float  # from each task's submission to its last end, by the wall clock
 
 
@@ -112,6 +115,8 @@ def _run(stage: Stage) -> Figures:
         dispatches=len(disk.attempts),
         successes=sum(row.state is TaskState.SUCCEEDED for row in disk.progress.values()),
         ollama_s=stage.work.ollama_s,
+        loads=stage.work.loads,
+        overtaken_s=longest_overtaken_s(disk),
         turnaround_s=turnaround_s(disk),
     )
 
@@ -124,7 +129,7 @@ def _build(world: World, bugs: Bugs) -> Stage:
             f"w{index}",
             location="local" if index == 0 else "remote",
             default_model="m",
-            models=("m",),
+            models=models_of(world.seed),
             slots=world.faults.slots or draws.choice((1, 1, 2, 3)),
             performance_factor=draws.choice((0.5, 1.0)),
             options=(Option("num_ctx", 1_000_000),),
@@ -138,6 +143,8 @@ def _build(world: World, bugs: Bugs) -> Stage:
         heartbeat_s=5.0,
         lease_s=30.0,
         max_workers=10,
+        strategy=strategy_of(world.seed),
+        patience_s=PATIENCE_S,
         limits=_limits(world, len(workers) + len(names)),
     )
     shelf = Shelf(keeps_bodies=is_whole)

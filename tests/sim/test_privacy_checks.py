@@ -14,6 +14,7 @@ from koubou_common.messages import (
     BlobChunk,
     Changes,
     Dispatch,
+    Explanation,
     FromBroker,
     Invited,
     Keys,
@@ -49,6 +50,7 @@ TELL_NOTHING = {
     "Preview",
     "Status",
     "Workers",
+    "Stats",
     "Enrolled",
     "BlobGet",
     "BlobMissing",
@@ -89,6 +91,7 @@ def _messages_about(task_id: int) -> list[Message]:
         _says(Submitted, tasks=(view,)),
         _says(Tasks, tasks=(view,)),
         _says(Story, task=view, attempts=()),
+        _says(Explanation, task=view, attempts=()),
         _says(TaskResult, task=view),
         _says(Watching, tasks=(view,)),
         _says(TaskChanged, task=view),
@@ -97,7 +100,7 @@ def _messages_about(task_id: int) -> list[Message]:
     ]
 
 
-@pytest.mark.parametrize("nth", range(8))
+@pytest.mark.parametrize("nth", range(9))
 def test_a_client_may_be_told_of_its_own_tasks_and_of_no_others(shelf: Shelf, nth: int) -> None:
     check_privacy(shelf, "mika", Role.CLIENT, _messages_about(1)[nth])
     check_privacy(shelf, "boss", Role.OPERATOR, _messages_about(1)[nth])

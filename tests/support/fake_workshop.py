@@ -26,6 +26,8 @@ from koubou_common.messages import (
     ClientHello,
     ClientWelcome,
     Error,
+    Explain,
+    Explanation,
     GetResult,
     GetStatus,
     GetStory,
@@ -85,6 +87,7 @@ class FakeWorkshop:
         self.raw: dict[int, tuple[bytes, int, int]] = {}  # all the model said, where the output is in it
         self.attempts: dict[int, tuple[AttemptView, ...]] = {}
         self.events: dict[int, tuple[EventView, ...]] = {}
+        self.explanations: dict[int, Explanation] = {}
         self.status: Status | None = None
         self.plan = Plan("gpt-oss:20b", 12, "rule 1 of 1", (Candidate("lan_001", True, True, 130.0, ""),), "")
         self.hook: Hook | None = None  # first word on every message; None: as usual
@@ -247,6 +250,9 @@ class FakeWorkshop:
                     return
                 attempts, events = self.attempts.get(message.task_id, ()), self.events.get(message.task_id, ())
                 self._say(sender, Story(message.request_id, self.tasks[message.task_id], attempts, events))
+            case Explain():
+                told = self.explanations[message.task_id]
+                self._say(sender, dataclasses.replace(told, request_id=message.request_id))
             case Watch():
                 wanted = [task_id for task_id in message.task_ids if task_id in self.tasks]
                 missing = tuple(task_id for task_id in message.task_ids if task_id not in self.tasks)

@@ -1,13 +1,18 @@
 """A store in memory that keeps the laws a database would keep: for the core on its stage, and the simulation."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from koubou_broker.batches import NewBlob, Quarantined
 from koubou_broker.effects import (
+    CachedAnswer,
     CountStates,
     FindAttempt,
+    FindCached,
     FindMarks,
     FindParked,
+    FindSpeeds,
+    FindStats,
     FindStory,
     FindSubmission,
     FindTasks,
@@ -22,7 +27,10 @@ from koubou_broker.idempotency import submission_hash
 from koubou_broker.records import (
     Attempt,
     Audit,
+    CachedResult,
+    Decided,
     Event,
+    FactorChange,
     NewTask,
     Parked,
     Principal,
@@ -32,9 +40,10 @@ from koubou_broker.records import (
     Worker,
     WorkerMetric,
 )
+from koubou_broker.speeds import speeds_of
 from koubou_broker.transaction import OWNED_BYTES
 from koubou_common.messages.limits import CHUNK_BYTES, PAGE_PARKED
-from koubou_common.messages.values import AttemptState, Role
+from koubou_common.messages.values import AttemptState, Role, TaskState, WorkerStats
 
 
 class Shelf:
@@ -57,6 +66,9 @@ class Shelf:
         self.events: list[Event] = []
         self.workers: dict[str, Worker] = {}
         self.metrics: list[WorkerMetric] = []
+        self.factors: list[FactorChange] = []
+        self.decisions: dict[str, Decided] = {}
+        self.cached: dict[bytes, CachedResult] = {}
         self.principals: dict[str, Principal] = {}
         self.audits: list[Audit] = []
         self.parked: dict[str, Parked] = {}
@@ -133,6 +145,13 @@ class Shelf:
             case WorkerMetric():
                 assert record.worker_id in self.workers, f"metric of unknown worker {record.worker_id}"
                 self.metrics.append(record)
+            case FactorChange():
+                self.factors.append(record)
+            case Decided():
+                assert record.attempt_uid in self.attempts, f"a decision of no attempt {record.attempt_uid}"
+                self.decisions[record.attempt_uid] = record
+            case CachedResult():
+                self.cached[record.key] = record
             case Principal():
                 self.principals[record.public_key] = record
             case Audit():
@@ -162,6 +181,9 @@ class Shelf:
                     tasks=(self.stored(query.task_id),),
                     attempts=tuple(one for one in self.attempts.values() if one.task_id == query.task_id),
                     events=self.events_of(query.task_id),
+                    decisions=tuple(one for one in self.decisions.values() if one.task_id == query.task_id)
+                    if query.with_decisions
+                    else (),
                 )
             case FindSubmission():
                 submission = self.submissions.get((query.principal, query.idempotency_key))
@@ -179,10 +201,21 @@ class Shelf:
                 rows = [row for row in self.parked.values() if query.attempt_uid in ("", row.attempt_uid)]
                 rows.sort(key=lambda row: (-row.at_ms, row.attempt_uid))
                 return Found(parked=tuple(rows[query.skip :][:PAGE_PARKED]), parked_total=len(self.parked))
-            case FindParked():
-                parked = sorted(self.parked.values(), key=lambda one: (-one.at_ms, one.attempt_uid))
-                named = [one for one in parked if query.attempt_uid in ("", one.attempt_uid)]
-                return Found(parked=tuple(named[query.skip : query.skip + PAGE_PARKED]), parked_total=len(parked))
+            case FindSpeeds():
+                return Found(speeds=speeds_of(self.metrics, query.since_ms))
+            case FindCached():
+                return Found(cached=tuple(self._cached(query)))
+            case FindStats():
+                wanted = [one for one in self.metrics if one.measured_ms >= query.since_ms]
+                changes = [one for one in self.factors if query.worker_id in ("", one.worker_id)]
+                return Found(
+                    stats=tuple(
+                        _stats([one for one in wanted if one.worker_id == worker_id])
+                        for worker_id in sorted({one.worker_id for one in wanted})
+                        if query.worker_id in ("", worker_id)
+                    ),
+                    factors=tuple(one for one in changes[::-1] if one.at_ms >= query.since_ms),
+                )
             case CountStates():
                 states = [
                     self.progress[task_id].state
@@ -251,6 +284,18 @@ class Shelf:
         self.progress[record.task_id] = record
         self.written.append(record)
 
+    def _cached(self, query: FindCached) -> Iterator[CachedAnswer]:
+        for key in query.keys:
+            row = self.cached.get(key)
+            if row is None or row.stored_ms < query.since_ms:
+                continue
+            stored = self.stored(row.task_id)
+            result = stored.progress.result
+            if stored.progress.state is TaskState.SUCCEEDED and stored.progress.finished_ms == row.stored_ms:
+                assert result is not None, f"task {row.task_id} succeeded without a result"
+                if self._names(row.task_id, result.sha256):
+                    yield CachedAnswer(key, stored)
+
     def _page(self, query: FindTasks) -> list[StoredTask]:
         found = [
             self.stored(task_id)
@@ -262,3 +307,17 @@ class Shelf:
             and (not query.before_id or task_id < query.before_id)
         ]
         return found[: query.most]
+
+
+def _stats(rows: list[WorkerMetric]) -> WorkerStats:
+    """What the core passes on as it is: the sums themselves are the database's business."""
+    good = [one.execution_time_ms for one in rows if one.success]
+    return WorkerStats(
+        worker_id=rows[0].worker_id,
+        total=len(rows),
+        successful=len(good),
+        avg_ms=sum(good) / len(good) if good else 0.0,
+        min_ms=min(good, default=0),
+        max_ms=max(good, default=0),
+        success_rate=len(good) / len(rows),
+    )

@@ -16,7 +16,22 @@ from koubou_broker.retention import Keep, Sweep
 from koubou_broker.statements import PUT_META
 from koubou_broker.store import Store
 from koubou_broker.wake import Wake
-from koubou_common.messages.values import AttemptState, Body, File, Label, Metrics, Option, Role, TaskState, WorkerMode
+from koubou_common.messages.values import (
+    AttemptState,
+    Body,
+    Candidate,
+    Decision,
+    File,
+    Label,
+    Metrics,
+    Option,
+    ReasonCount,
+    Role,
+    ScorePart,
+    TaskState,
+    WorkerMode,
+)
+from koubou_common.reasons import Reason
 from support.waiting import eventually
 
 EPOCH = 1_700_000_000_000
@@ -114,6 +129,15 @@ def an_attempt(
         "placement": "lan_001 130",
     }
     return records.Attempt(**{**fields, **changes})  # type: ignore[arg-type] # as above
+
+
+def a_decision(uid: str = "a" * 32, task_id: int = 1) -> records.Decided:
+    """Why an attempt went to its worker."""
+    parts = (ScorePart("factor", 50.0), ScorePart("idle", 50.0), ScorePart("success", 30.0))
+    winner = Candidate("lan_001", True, True, 130.0, "", None, parts, 0, 41.0)
+    reasons = (ReasonCount(Reason.BUSY, 3), ReasonCount(Reason.PAUSED, 1))
+    decision = Decision("priority_based", "priority 1-5: remote", (winner,), reasons, "waited long")
+    return records.Decided(uid, task_id, decision)
 
 
 def an_event(seq: int = 1, task_id: int = 1) -> records.Event:

@@ -16,10 +16,22 @@ class Held:
     """One attempt between its Dispatch and its end."""
 
     dispatch: Dispatch
+    received_s: float
     started: bool = False
+    slot_wait_ms: int = 0  # from its Dispatch until it began
     phase: str = PHASE_WAITING
     tokens: int = 0
     aborted: AbortReason | None = None
+
+    def start(self, now: float) -> None:
+        """There is a slot for it."""
+        self.slot_wait_ms = self.waited_ms(now)
+        self.started = True
+        self.phase = "fetching"
+
+    def waited_ms(self, now: float) -> int:
+        """How long it has waited for its slot."""
+        return self.slot_wait_ms if self.started else max(0, int((now - self.received_s) * 1000))
 
 
 class Attempts:
@@ -46,9 +58,9 @@ class Attempts:
         """Whether a dispatch of this attempt is a repetition."""
         return uid in self._held or uid in self._ended
 
-    def add(self, dispatch: Dispatch) -> None:
+    def add(self, dispatch: Dispatch, now: float) -> None:
         """Hold a new attempt; it waits."""
-        self._held[dispatch.attempt_uid] = Held(dispatch)
+        self._held[dispatch.attempt_uid] = Held(dispatch, now)
 
     def end(self, uid: str) -> Held | None:
         """Let an attempt go, and remember that it was here."""

@@ -84,6 +84,7 @@ class AgentCore:
         self._spool_problem = ""
         self._doubt_until_s = 0.0  # after the spool's disk refused something: no work before it is looked at again
         self._releasing = 0
+        self._sequence = 0  # of the last status said, over all sessions: the broker starts anew with each
         self._session = Session(now)
         self._worker: WorkerConfig | None = None
         self._mode = WorkerMode.ACTIVE
@@ -121,7 +122,7 @@ class AgentCore:
             case Welcome():
                 effects += self._welcome(message, now)
             case Dispatch():
-                effects += self._dispatch(message)
+                effects += self._dispatch(message, now)
             case Abort():
                 effects += self._abort(message, now)
             case ResultStored(uid, disposition):
@@ -132,7 +133,7 @@ class AgentCore:
                 session.echoed(sent_ms, now)
                 if self._news_ms is not None and sent_ms >= self._news_ms:
                     self._news_ms = None
-                effects += self._set_mode(mode)
+                effects += self._set_mode(mode, now)
             case Removed():
                 return effects + self._removed()
             case Error():
@@ -159,7 +160,7 @@ class AgentCore:
             return self._settle(now)
         if outcome is None:
             outcome = Failed(uid, ErrorClass.AGENT_ERROR, "the attempt ended without an outcome")
-        return self._keep(outcome) + self._settle(now)
+        return self._keep(outcome, held.slot_wait_ms) + self._settle(now)
 
     def spooled(self, uid: str, now: float) -> list[Effect]:
         """An outcome is durable here."""
@@ -199,7 +200,7 @@ class AgentCore:
             self._stop_at_s = min(end_s, self._stop_at_s)
             self._farewell_at_s = end_s if self._farewell_at_s is None else min(end_s, self._farewell_at_s)
         self._session.heartbeat_at_s = now
-        return self._hand_back_waiting(_HANDED_BACK) + self._settle(now)
+        return self._hand_back_waiting(_HANDED_BACK, now) + self._settle(now)
 
     def tick(self, now: float) -> list[Effect]:
         """Time passed."""
@@ -236,13 +237,14 @@ class AgentCore:
         return f"{broker}, {state}, {len(self._attempts)} running, {len(self._deliveries)} to deliver"
 
     def status(self) -> AgentStatus:
-        """What is held, as every message that matters says it."""
+        """What is held, as every message that matters says it; its number is that of the last one said."""
         return AgentStatus(
             running=self._attempts.progress(),
             spooled=tuple(self._deliveries),
             free_slots=self._free_slots(),
             last_dispatch=self._session.last_dispatch,
             releasing=self._releasing,
+            sequence=self._sequence,
         )
 
     def check(self) -> None:
@@ -270,18 +272,18 @@ class AgentCore:
             effects.append(Log(logging.WARNING, _FEWER_SLOTS.format(message.worker.slots, ceiling)))
         self._session.welcome(message, now)
         self._worker = message.worker
-        return effects + self._set_mode(message.mode)
+        return effects + self._set_mode(message.mode, now)
 
-    def _dispatch(self, message: Dispatch) -> list[Effect]:
+    def _dispatch(self, message: Dispatch, now: float) -> list[Effect]:
         if message.session != self._session.number:
             return []  # of a session that is over: the broker took it back when the next one began
         uid = message.attempt_uid
         self._session.last_dispatch = max(self._session.last_dispatch, message.number)
         if self._attempts.was_here(uid) or uid in self._deliveries:
             return []
-        self._attempts.add(message)
+        self._attempts.add(message, now)
         if self._stop_at_s is not None:
-            return self._hand_back_waiting(_HANDED_BACK)
+            return self._hand_back_waiting(_HANDED_BACK, now)
         return [Log(logging.INFO, f"task={message.task_id} attempt={uid} received")]
 
     def _abort(self, message: Abort, now: float) -> list[Effect]:
@@ -298,9 +300,9 @@ class AgentCore:
         self._session.heartbeat_at_s = now
         return effects
 
-    def _set_mode(self, mode: WorkerMode) -> list[Effect]:
+    def _set_mode(self, mode: WorkerMode, now: float) -> list[Effect]:
         self._mode = mode
-        return self._hand_back_waiting(_DRAINED) if mode is WorkerMode.DRAINING else []
+        return self._hand_back_waiting(_DRAINED, now) if mode is WorkerMode.DRAINING else []
 
     def _removed(self) -> list[Effect]:
         effects: list[Effect] = []
@@ -326,7 +328,7 @@ class AgentCore:
         """Start what fits, say what is due, end when nothing is left."""
         if self._over:
             return []
-        effects = self._start_waiting()
+        effects = self._start_waiting(now)
         effects += self._hand_back_running(now)
         if not self._deliveries.in_memory and now >= self._doubt_until_s:
             self._spool_problem = ""
@@ -334,7 +336,7 @@ class AgentCore:
         if self._session.is_silent(now):
             self._session.forgotten(now)  # connected, yet silent: ask who is there
         if self._session.is_open:
-            effects += [Send(to_message(outcome, self.status())) for outcome in self._deliveries.to_send(now)]
+            effects += [Send(to_message(outcome, self._next_status())) for outcome in self._deliveries.to_send(now)]
             if now >= self._session.heartbeat_at_s or self._said_health != self._health():
                 effects.append(Send(self._heartbeat(now)))
         elif self._session.is_connected and now >= self._session.hello_at_s:
@@ -355,7 +357,7 @@ class AgentCore:
                     platform=settings.platform,
                     boot_id=settings.boot_id,
                     slots_ceiling=settings.slots_ceiling,
-                    status=self.status(),
+                    status=self._next_status(),
                     health=self._said_health,
                 )
             )
@@ -368,25 +370,30 @@ class AgentCore:
         # Said again until it is known to have arrived: a worker that seems unfit would get nothing for ever.
         news = health if self._news_ms is not None else None
         self._session.heartbeat_said(now)
-        return Heartbeat(now_ms, self._session.latency_ms, self.status(), news)
+        return Heartbeat(now_ms, self._session.latency_ms, self._next_status(), news)
 
-    def _keep(self, outcome: Outcome) -> list[Effect]:
+    def _next_status(self) -> AgentStatus:
+        """To be said now: whoever hears it after a later one knows."""
+        self._sequence += 1
+        return self.status()
+
+    def _keep(self, outcome: Outcome, slot_wait_ms: int) -> list[Effect]:
+        outcome = replace(outcome, metrics=replace(outcome.metrics, slot_wait_ms=slot_wait_ms))
         self._deliveries.add(outcome)
         return [SpoolWrite(outcome)]
 
-    def _start_waiting(self) -> list[Effect]:
+    def _start_waiting(self, now: float) -> list[Effect]:
         if self._worker is None:
             return []
         room = self._slots() - self._attempts.started - self._releasing
         effects: list[Effect] = []
         for held in self._attempts.waiting()[: max(0, room)]:
-            held.started = True
-            held.phase = "fetching"
+            held.start(now)
             effects.append(StartAttempt(held.dispatch, self._worker))
         return effects
 
-    def _hand_back_waiting(self, why: str) -> list[Effect]:
-        return [effect for held in self._attempts.waiting() for effect in self._hand_back(held, why)]
+    def _hand_back_waiting(self, why: str, now: float) -> list[Effect]:
+        return [effect for held in self._attempts.waiting() for effect in self._hand_back(held, why, now)]
 
     def _hand_back_running(self, now: float) -> list[Effect]:
         """The grace is over: what still runs is stopped and given back, its own outcome is not waited for."""
@@ -397,15 +404,15 @@ class AgentCore:
             uid = held.dispatch.attempt_uid
             effects.append(StopAttempt(uid, ErrorClass.DRAIN, _HANDED_BACK))
             if held.aborted is None:
-                effects += self._hand_back(held, _HANDED_BACK)
+                effects += self._hand_back(held, _HANDED_BACK, now)
             else:
                 self._attempts.end(uid)
         return effects
 
-    def _hand_back(self, held: Held, why: str) -> list[Effect]:
+    def _hand_back(self, held: Held, why: str, now: float) -> list[Effect]:
         uid = held.dispatch.attempt_uid
         self._attempts.end(uid)
-        return self._keep(Failed(uid, ErrorClass.DRAIN, why))
+        return self._keep(Failed(uid, ErrorClass.DRAIN, why), held.waited_ms(now))
 
     def _finish(self, now: float) -> list[Effect]:
         if self._stop_at_s is None or len(self._attempts) or self._deliveries.is_writing():
@@ -414,7 +421,7 @@ class AgentCore:
             self._farewell_at_s = now + FAREWELL_S
         if len(self._deliveries) and self._session.is_connected and now < self._farewell_at_s:
             return []
-        effects: list[Effect] = [Send(Goodbye(self.status()))] if self._session.is_open else []
+        effects: list[Effect] = [Send(Goodbye(self._next_status()))] if self._session.is_open else []
         self._over = True
         left = len(self._deliveries)
         lost = self._deliveries.in_memory

@@ -9,6 +9,7 @@ from koubou_broker.core.views import worker_views
 from koubou_broker.effects import Allow, Close
 from koubou_broker.task import LiveAttempt
 from koubou_broker.timers import Timer
+from koubou_broker.versions import Versions
 from koubou_broker.workers import LiveWorker
 from koubou_common.errors import Code, ErrorClass
 from koubou_common.messages import (
@@ -30,6 +31,8 @@ from koubou_common.messages import (
 from koubou_common.messages.values import AbortReason, AgentHealth, AgentStatus, Role, TaskState
 from koubou_common.models import normal_model
 
+_MODEL_OPTIONS_SINCE = 2  # version of the protocol: agents of an older one pass Dispatch.model_options over
+_VERSIONS = "model_versions"  # the alert's code
 _SAVE_EVERY_S = 60.0  # a worker's row, where only its latency and its last health check change
 
 
@@ -40,20 +43,23 @@ class Agents:
         self._state = state
         self._lifecycle = lifecycle
         self._attempts = attempts
+        self._versions = Versions()
 
     def hello(self, session: Session, message: AgentHello) -> None:
         """A session begins, or its first message came twice."""
         state = self._state
-        protocol(message)
+        proto = protocol(message)
         worker = state.add_worker(session.name)
         repeated = worker.session == session.session and worker.boot_id == message.boot_id
         if not repeated:
             self._replace(worker, session, message)
+        state.router.roster.touch(worker.worker_id)
         worker.software, worker.platform = message.software, message.platform
         worker.slots_ceiling = message.slots_ceiling
         worker.heard(state.now.mono_s, state.now.wall_ms)
+        windows_moved = worker.models.takes_options(told=proto >= _MODEL_OPTIONS_SINCE)
         if not repeated or not worker.health_sent_ms:
-            self._healthy(worker, message.health)
+            self._healthy(worker, message.health, windows_moved=windows_moved)
         self._save(worker)
         state.alert(f"silent:{worker.worker_id}", "")
         self._watch_silence(worker)
@@ -98,10 +104,16 @@ class Agents:
     def heard(self, worker: LiveWorker) -> None:
         """Any message came in the worker's session."""
         worker.heard(self._state.now.mono_s, self._state.now.wall_ms)
+        # Whatever the message goes on to change: it is looked at when the step ends.
+        self._state.router.roster.touch(worker.worker_id)
         self._watch_silence(worker)
 
     def apply_status(self, worker: LiveWorker, status: AgentStatus) -> None:
         """Renew and adopt what is listed, stop what is over, take back what is missing."""
+        if not worker.is_news(status.sequence):
+            # A result waits until its text is here, heartbeats do not: its slots would be given out twice. Whatever
+            # it lists, the later one listed too or said to be gone.
+            return
         state = self._state
         session = worker.session
         running = [progress.uid for progress in status.running]
@@ -166,6 +178,7 @@ class Agents:
         worker = self._known(message.worker_id)
         if worker.mode is not message.mode:
             worker.mode = message.mode
+            state.router.roster.touch(worker.worker_id)
             self._save(worker)
             state.audit(session.name, "worker_mode", worker.worker_id, message.mode)
             if worker.session:
@@ -179,6 +192,8 @@ class Agents:
         self.retire(worker, "was removed", told=True)
         state.audit(session.name, "worker_remove", worker.worker_id)
         state.send(session.session, Workers(message.request_id, worker_views(state, [worker])))
+        if self._versions.forget(worker.worker_id):
+            state.alert(_VERSIONS, self._versions.text)
         if all(one.worker_id != worker.worker_id for one in state.settings.workers):
             del state.workers[worker.worker_id]
         self.workers_changed()
@@ -221,7 +236,7 @@ class Agents:
                 continue
             need = state.router.need_of(task.spec, task.excluded, task.avoid)
             if not state.router.could_run(need):
-                text = f"no worker is left that could run it; it failed on {', '.join(task.excluded)}"
+                text = f"no worker is left that could run it; ruled out by failures: {', '.join(task.excluded)}"
                 self._lifecycle.failed(task, ErrorClass.NO_WORKER_LEFT, text, "broker")
 
     def _replace(self, worker: LiveWorker, session: Session, message: AgentHello) -> None:
@@ -239,13 +254,23 @@ class Agents:
             # Dispatches of earlier sessions are dropped on arrival: what is not listed never will be.
             attempt.number = 0
 
-    def _healthy(self, worker: LiveWorker, health: AgentHealth) -> None:
-        worker.health = health
-        tags = tuple(normal_model(model.name) for model in health.models)
-        if tags != worker.tags and (tags or health.ollama_ok):
+    def _healthy(self, worker: LiveWorker, health: AgentHealth, *, windows_moved: bool = False) -> None:
+        state = self._state
+        worker.reported_health(health)
+        if health.models or health.ollama_ok:
             # An Ollama that is down reports no models; they are still there.
-            worker.tags = tags
-            self._save(worker)
+            tags = tuple(normal_model(model.name) for model in health.models)
+            if tags != worker.tags:
+                worker.tags = tags
+                self._save(worker)
+            windows_moved = worker.models.reported(health.models) or windows_moved
+            loaded = [model.name for model in health.models if model.loaded]
+            worker.foreign.reported(loaded, worker.lists_model, state.now.mono_s)
+            listed = {model: one for model, one in worker.models.digests.items() if worker.lists_model(model)}
+            if self._versions.told(worker.worker_id, listed):
+                state.alert(_VERSIONS, self._versions.text)
+        if windows_moved:
+            self.workers_changed()
 
     def _save(self, worker: LiveWorker) -> None:
         worker.saved_s = self._state.now.mono_s

@@ -1,15 +1,19 @@
 """Attempts: dispatched to workers, ended by results, failures, silence; found alive, found unknown."""
 
-import heapq
 from dataclasses import replace
 
+from koubou_broker.core.cache import ResultCache
 from koubou_broker.core.lifecycle import Lifecycle
+from koubou_broker.core.measuring import note_end, note_success
 from koubou_broker.core.state import ALERT_LASTS_S, State
+from koubou_broker.core.windows import limits_of
 from koubou_broker.effects import FindAttempt, Found
-from koubou_broker.records import Attempt, BodyRef, Parked, WorkerMetric
-from koubou_broker.routing import model_bytes_of
+from koubou_broker.placing import Placed, placement_text
+from koubou_broker.queue import Need
+from koubou_broker.records import Attempt, BodyRef, Decided, Parked
 from koubou_broker.task import LiveAttempt, Task, charge, forgive, judge
 from koubou_broker.timers import Timer
+from koubou_broker.versions import short_digest
 from koubou_broker.workers import LiveWorker
 from koubou_common.errors import Category, ErrorClass, category_of
 from koubou_common.messages import Abort, Dispatch, Failure, Result, ResultStored
@@ -22,9 +26,8 @@ from koubou_common.messages.values import (
     TaskState,
 )
 
-_MEASURED_TOKENS_LEAST = 200  # a shorter prompt says little about the ratio of bytes to tokens
-_MEASURED_WEIGHT = 0.1  # of one more measurement
 _MESSAGE_CHARS = 2_000
+_LOOK_AGAIN_S = 5.0  # as often as agents say something: what the choice to wait rested on has moved on by then
 _OPEN = (AttemptState.RUNNING, AttemptState.LOST, AttemptState.ABORTED)
 _ENDED_AFTER = "the task had ended before"
 
@@ -32,29 +35,10 @@ _ENDED_AFTER = "the task had ended before"
 class Attempts:
     """Hands out attempts and takes in their outcomes."""
 
-    def __init__(self, state: State, lifecycle: Lifecycle) -> None:
+    def __init__(self, state: State, lifecycle: Lifecycle, cache: ResultCache) -> None:
         self._state = state
         self._lifecycle = lifecycle
-
-    def dispatch_ready(self) -> None:
-        """Give out what can go now: the most urgent first, then first in, first out."""
-        state = self._state
-        room = sum(worker.free for worker in state.workers.values()) if len(state.queue) else 0
-        if not room:
-            return
-        heads = state.queue.heads()
-        now_s = state.now.mono_s
-        while heads and room:
-            _, task_id, need = heapq.heappop(heads)
-            task = state.tasks[task_id]
-            worker = state.router.place(need, now_s, now_s - task.ready_since_s)
-            if worker is None:
-                continue  # nor is there a place for the rest of this bucket
-            self._dispatch(task, worker)
-            room -= 1
-            head = state.queue.head(need)
-            if head is not None:
-                heapq.heappush(heads, head)
+        self._cache = cache
 
     def on_result(self, session: int, worker: LiveWorker, message: Result) -> None:
         """A success was delivered, perhaps again, perhaps long after."""
@@ -62,7 +46,7 @@ class Attempts:
         if attempt is None:
             self._look_up(session, worker.worker_id, message)
             return
-        fault = self._fault_of(message)
+        fault = self._fault_of(message, attempt.task.spec.digest)
         if fault is not None:
             self._on_known_failure(session, worker, attempt, fault)
             return
@@ -108,6 +92,7 @@ class Attempts:
             message=message[:_MESSAGE_CHARS],
         )
         state.save(attempt.record)
+        note_end(state, attempt, error_class)
         worker = state.workers.get(attempt.record.worker_id)
         if worker is not None:
             self._note_failure(worker, error_class, attempt.record.boot_id)
@@ -120,6 +105,8 @@ class Attempts:
         worker.attempts.add(attempt.uid)
         state.timers.set(Timer.LEASE, attempt.uid, state.now.mono_s + state.settings.lease_s)
         task = attempt.task
+        # Also what an earlier broker gave out is loaded for us.
+        worker.foreign.dispatched(worker.model_for(task.spec.model), state.now.mono_s)
         if attempt.may_succeed and task.state is TaskState.QUEUED:
             forgive(task, worker.worker_id, attempt.record.boot_id)
             self._lifecycle.adopted(task, attempt)
@@ -134,12 +121,15 @@ class Attempts:
         if self._state.may_look_up(session):
             self._state.lookup(session, FindAttempt(uid), then)
 
-    def _dispatch(self, task: Task, worker: LiveWorker) -> None:
+    def dispatch(self, task: Task, need: Need, placed: Placed) -> None:
         state = self._state
         spec = task.spec
         now = state.now
+        worker = placed.worker
+        model = worker.model_for(spec.model)
         # Before the attempt is counted: the decision is explained as it was taken.
-        placement = state.router.placement(spec, task.excluded, task.avoid, worker, now.mono_s)
+        decision = state.router.decision(spec, task.excluded, need, placed)
+        ends_s = now.mono_s + placed.choice.finish_s
         uid = state.draw_uid()
         record = Attempt(
             attempt_uid=uid,
@@ -155,12 +145,14 @@ class Attempts:
             message="",
             metrics=Metrics(),
             log="",
-            placement=placement,
+            placement=placement_text(decision),
         )
-        attempt = LiveAttempt(record, task, worker.dispatched(uid))
+        attempt = LiveAttempt(record, task, worker.dispatched(uid, model, need.prefix, ends_s), expected_end_s=ends_s)
+        worker.foreign.dispatched(model, now.mono_s)
         self._lifecycle.dispatched(task, attempt)
+        state.save(Decided(uid, task.task_id, decision))
         state.unsealed.append(uid)
-        model = worker.model_for(spec.model)
+        limits = limits_of(state, worker, model, spec)
         state.send(
             worker.session,
             Dispatch(
@@ -178,7 +170,11 @@ class Attempts:
                 options=spec.options,
                 timeout_s=spec.timeout_s,
                 strict_output=spec.strict_output,
-                bytes_per_token=state.router.bytes_per_token(model),
+                bytes_per_token=state.router.fitting.bytes_per_token(model),
+                model_options=worker.models.options(model),
+                first_token_s=limits.first_token_s if limits is not None else None,
+                # A task that names its own time means it.
+                total_s=limits.total_s if limits is not None and spec.timeout_s is None else None,
             ),
         )
 
@@ -187,8 +183,11 @@ class Attempts:
         attempt = self._state.attempts.get(uid)
         return attempt if attempt is not None and attempt.record.worker_id == worker.worker_id else None
 
-    def _fault_of(self, message: Result) -> Failure | None:
-        """The failure that a delivered success really is (law 8), whatever the agent thinks."""
+    def _fault_of(self, message: Result, digest: str) -> Failure | None:
+        """The failure that a delivered success really is (law 8), whatever the agent thinks.
+
+        `digest`: the version of the model that was asked for; empty: any.
+        """
         most = self._state.settings.limits.result_bytes
         if message.raw.size_bytes > most:
             said = f"the answer has {message.raw.size_bytes:,} bytes; the limit result_bytes is {most:,}"
@@ -199,6 +198,10 @@ class Attempts:
         elif message.output_length == 0:
             said = "the answer is empty"
             error_class = ErrorClass.EMPTY_OUTPUT
+        elif digest and message.model_digest and message.model_digest != digest:
+            made_by, wanted = short_digest(message.model_digest), short_digest(digest)
+            said = f"version {made_by} of {message.model} made this answer, {wanted} was asked for (pulled again?)"
+            error_class = ErrorClass.MODEL_MISSING
         else:
             return None
         return Failure(message.attempt_uid, error_class, said, message.metrics, message.log, message.status)
@@ -215,13 +218,16 @@ class Attempts:
             log=message.log,
         )
         state.save(attempt.record)
-        self._metric(attempt, message.metrics, message.model, message.output_length, None)
+        self._look_for_others(worker, message)
+        note_success(state, attempt, worker, message)
+        worker.answered(attempt.uid, message.model)
         if worker.note_success():
             state.alert(f"cooling:{worker.worker_id}", "")
-        self._measure(attempt.task, message)
+        state.router.fitting.observed(message.model, attempt.task.spec, message.metrics.prompt_tokens)
         # Before the task ends, so that the attempt leaves the index with it.
         self._lifecycle.forget(attempt)
         self._lifecycle.succeeded(attempt, message)
+        self._cache.remember(attempt, worker, message)
 
     def _on_known_failure(self, session: int, worker: LiveWorker, attempt: LiveAttempt, message: Failure) -> None:
         state = self._state
@@ -230,6 +236,7 @@ class Attempts:
             runs = attempt.is_current
             # Aborted on our word it stays aborted; what the agent said about it is kept.
             aborted = attempt.record.state is AttemptState.ABORTED
+            is_noted = attempt.record.state is not AttemptState.RUNNING  # its end was, when it was taken back
             attempt.record = replace(
                 attempt.record,
                 state=AttemptState.ABORTED if aborted else AttemptState.FAILED,
@@ -240,9 +247,9 @@ class Attempts:
                 log=message.log,
             )
             state.save(attempt.record)
+            if not is_noted:
+                note_end(state, attempt, message.error_class, message.metrics)
             if not aborted:
-                model = worker.model_for(attempt.task.spec.model)
-                self._metric(attempt, message.metrics, model, 0, message.error_class)
                 self._note_failure(worker, message.error_class, attempt.record.boot_id)
             self._lifecycle.forget(attempt)
             if runs:
@@ -257,6 +264,8 @@ class Attempts:
         task = attempt.task
         record = attempt.record
         charge(task, error_class, record.worker_id, record.boot_id)
+        if error_class is ErrorClass.CONTEXT_OVERFLOW:
+            self._exclude_no_larger(task, record)
         another_left = True
         if category_of(error_class) is Category.WORKER:
             need = state.router.need_of(task.spec, task.excluded, task.avoid)
@@ -272,6 +281,13 @@ class Attempts:
         wait_s = state.draw_fraction() * verdict.wait_most_s if verdict.wait_most_s else 0.0
         self._lifecycle.requeued(task, record.worker_id, record.number, reason, wait_s)
 
+    def _exclude_no_larger(self, task: Task, record: Attempt) -> None:
+        """What did not fit a window does not fit an equal or a smaller one."""
+        worker = self._state.workers.get(record.worker_id)
+        num_ctx = record.metrics.num_ctx or (worker.num_ctx_for(task.spec.model) if worker is not None else 0)
+        no_larger = self._state.router.fitting.no_larger(task.spec.model, num_ctx)
+        task.excluded = tuple(dict.fromkeys((*task.excluded, *no_larger)))
+
     def _note_failure(self, worker: LiveWorker, error_class: ErrorClass, boot_id: str) -> None:
         state = self._state
         if not worker.note_failure(error_class, boot_id, state.now.mono_s, state.settings):
@@ -284,42 +300,22 @@ class Attempts:
         )
         state.alert(f"cooling:{worker.worker_id}", text)
 
-    def _measure(self, task: Task, message: Result) -> None:
-        tokens = message.metrics.prompt_tokens
-        if tokens < _MEASURED_TOKENS_LEAST or not message.model:
-            return
-        router = self._state.router
-        seen = model_bytes_of(task.spec) / tokens
-        before = router.bytes_per_token(message.model)
-        router.measured(message.model, before + _MEASURED_WEIGHT * (seen - before) if before else seen)
-
-    def _metric(
-        self,
-        attempt: LiveAttempt,
-        metrics: Metrics,
-        model: str,
-        output_length: int,
-        error_class: ErrorClass | None,
-    ) -> None:
+    def _look_for_others(self, worker: LiveWorker, message: Result) -> None:
+        """A first token that came far too late is a sign that somebody else uses this Ollama."""
         state = self._state
-        elapsed_ms = max(0, state.now.wall_ms - attempt.record.started_ms)
-        state.save(
-            WorkerMetric(
-                worker_id=attempt.record.worker_id,
-                task_id=attempt.task.task_id,
-                execution_time_ms=metrics.total_ms or elapsed_ms,
-                tokens_processed=metrics.prompt_tokens + metrics.thinking_tokens + metrics.output_tokens,
-                prompt_length=model_bytes_of(attempt.task.spec),
-                output_length=output_length,
-                success=error_class is None,
-                error_type=error_class or "",
-                measured_ms=state.now.wall_ms,
-                model=model,
-                prompt_tokens=metrics.prompt_tokens,
-                output_tokens=metrics.output_tokens,
-                eval_ms=metrics.eval_ms,
-            )
+        metrics = message.metrics
+        prompt_per_s, _ = state.router.performance.measured_rates(worker, message.model)
+        if not prompt_per_s or not metrics.first_token_ms:
+            return
+        was_there = worker.foreign.is_there
+        worker.foreign.answered(
+            max(0, metrics.first_token_ms - metrics.load_ms) / 1_000,
+            metrics.prompt_tokens / prompt_per_s,
+            worker.slots,
+            state.now.mono_s,
         )
+        if worker.foreign.is_there is not was_there:
+            state.router.roster.touch(worker.worker_id)
 
     def _look_up(self, session: int, worker_id: str, message: Result | Failure) -> None:
         """The task has ended, was reopened since, or is of a database we do not have any more."""

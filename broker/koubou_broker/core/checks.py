@@ -1,8 +1,8 @@
 """What a submission may ask for: every refusal says what is wrong, names the limit and a way out."""
 
 from koubou_broker.core.state import Refusal, State
+from koubou_broker.fitting import largest_window, size_bytes_of
 from koubou_broker.records import BodyRef, NewTask
-from koubou_broker.routing import largest_window, size_bytes_of
 from koubou_broker.workers import LiveWorker
 from koubou_common.errors import Code
 from koubou_common.messages.limits import PRIORITY_HIGHEST, PRIORITY_LOWEST
@@ -10,6 +10,7 @@ from koubou_common.messages.values import Body, File, TaskSpec
 from koubou_common.models import check_model_name, normal_model
 from koubou_common.names import name_fault
 from koubou_common.options import check_options
+from koubou_common.reasons import Reason
 
 _MODELS_NAMED = 20  # in a refusal
 _NAME_CHARS_SHOWN = 80  # of a bad name in its refusal
@@ -38,12 +39,15 @@ def new_task(state: State, spec: TaskSpec, principal: str) -> NewTask:
         min_context=spec.min_context,
         timeout_s=spec.timeout_s,
         deadline_ms=deadline_ms,
+        capabilities=tuple(sorted(set(spec.capabilities))),
         max_attempts=spec.max_attempts or state.settings.transient_attempts,
         strict_output=spec.strict_output,
         out_path=spec.out_path,
         out_digest=spec.out_digest,
         submitted_ms=state.now.wall_ms,
         queue_timeout_s=spec.queue_timeout_s,
+        use_cache=spec.use_cache,
+        prefix_files=min(spec.prefix_files, len(spec.files)),
     )
 
 
@@ -112,6 +116,10 @@ def _check_numbers(spec: TaskSpec) -> None:
 
 
 def _check_workers(state: State, task: NewTask) -> None:
+    if not task.model or not check_model_name(task.model):
+        unfit = state.router.fitting.unfit(task, ())
+        if any(id_ not in unfit and worker.may_have_model(task.model) for id_, worker in state.workers.items()):
+            return  # as nearly every task does: the pass over all workers below is for the words of a refusal
     workers = list(state.workers.values())
     if task.worker:
         if task.worker not in state.workers:
@@ -125,10 +133,27 @@ def _check_workers(state: State, task: NewTask) -> None:
             labels = {f"{one.key}={one.value}" for worker in state.workers.values() for one in worker.settings.labels}
             known = ", ".join(sorted(labels)) or "none"
             raise Refusal(Code.REFUSED, f"no worker has the labels {wanted}", f"known labels are: {known}")
+    if task.capabilities:
+        workers = _with_capabilities(state, task, workers)
     if task.model:
         workers = _with_model(state, task, workers)
     if workers:
         _check_window(state, task, workers)
+
+
+def _with_capabilities(state: State, task: NewTask, workers: list[LiveWorker]) -> list[LiveWorker]:
+    having = [worker for worker in workers if all(word in worker.settings.capabilities for word in task.capabilities)]
+    if having:
+        return having
+    known = sorted({word for worker in state.workers.values() for word in worker.settings.capabilities})
+    where = f"worker {task.worker} does not have" if task.worker else "no worker that is asked for has"
+    if not task.worker and not task.labels:
+        where = "no worker has"
+    raise Refusal(
+        Code.REFUSED,
+        f"{where} all the capabilities {', '.join(task.capabilities)}",
+        f"known capabilities are: {', '.join(known) or 'none'}; they stand in workers.yaml",
+    )
 
 
 def _with_model(state: State, task: NewTask, workers: list[LiveWorker]) -> list[LiveWorker]:
@@ -146,28 +171,33 @@ def _with_model(state: State, task: NewTask, workers: list[LiveWorker]) -> list[
 
 
 def _check_window(state: State, task: NewTask, workers: list[LiveWorker]) -> None:
-    wide = [worker for worker in workers if worker.num_ctx >= task.min_context]
+    wide = [worker for worker in workers if worker.num_ctx_for(task.model) >= task.min_context]
     if not wide:
-        largest = largest_window(workers)
+        largest = largest_window(task.model, workers)
         assert largest is not None, "there are workers"
         raise Refusal(
             Code.CONTEXT_TOO_SMALL,
             f"no worker has a window of {task.min_context:,} tokens;"
-            f" the largest is num_ctx {largest.num_ctx:,} on {largest.worker_id}",
+            f" the largest is num_ctx {largest.num_ctx_for(task.model):,} on {largest.worker_id}",
             "ask for a smaller --min-context, or raise num_ctx of a worker in workers.yaml",
         )
-    if any(not state.router.misfit(task, (), worker) for worker in wide):
+    misfits = {worker.worker_id: state.router.fitting.misfit(task, (), worker) for worker in wide}
+    if None in misfits.values():
         return
     # A worker without a default model takes no task without one: that may change, the size will not.
-    cramped = [worker for worker in wide if "window" in state.router.misfit(task, (), worker)]
-    largest = largest_window(cramped)
+    cramped = [
+        state.workers[worker_id]
+        for worker_id, misfit in misfits.items()
+        if misfit is not None and misfit.reason is Reason.WINDOW_TOO_SMALL
+    ]
+    largest = largest_window(task.model, cramped)
     if largest is None:
         return
-    size, tokens = size_bytes_of(task), state.router.fewest_tokens(task.model, task, largest)
+    size, tokens = size_bytes_of(task), state.router.fitting.fewest_tokens(task.model, task, largest)
     raise Refusal(
         Code.CONTEXT_TOO_SMALL,
         f"the prompt and its files ({size:,} bytes, at least {tokens:,} tokens) surely"
-        f" cannot fit the largest window there is: num_ctx {largest.num_ctx:,} on {largest.worker_id}",
+        f" cannot fit the largest window there is: num_ctx {largest.num_ctx_for(task.model):,} on {largest.worker_id}",
         "send fewer files, split the task, or raise num_ctx of a worker in workers.yaml",
     )
 

@@ -8,11 +8,15 @@ from typing import assert_never
 
 from koubou_broker.core.agents import Agents, protocol
 from koubou_broker.core.attempts import Attempts
+from koubou_broker.core.cache import ResultCache
 from koubou_broker.core.changes import TaskChanges
+from koubou_broker.core.dispatching import Dispatching
+from koubou_broker.core.explain import Explanations
 from koubou_broker.core.guests import make_room
 from koubou_broker.core.invariants import check_state
 from koubou_broker.core.keys import ALLOWED, PrincipalKeys
 from koubou_broker.core.lifecycle import Lifecycle
+from koubou_broker.core.measuring import Measuring
 from koubou_broker.core.requests import Requests
 from koubou_broker.core.restore import repair, restore
 from koubou_broker.core.state import ALERT_LASTS_S, Refusal, Session, State
@@ -21,6 +25,7 @@ from koubou_broker.core.upkeep import Upkeep
 from koubou_broker.core_settings import CoreSettings
 from koubou_broker.effects import Effect, Erased, Found, Now, Peer, Snapshot
 from koubou_broker.records import Principal
+from koubou_broker.strategies import Strategy
 from koubou_broker.timers import Timer
 from koubou_common.errors import Code, ErrorClass
 from koubou_common.messages import (
@@ -31,6 +36,7 @@ from koubou_common.messages import (
     ClientWelcome,
     EndBackup,
     Enrol,
+    Explain,
     Failure,
     FromAgent,
     FromClient,
@@ -38,6 +44,7 @@ from koubou_common.messages import (
     GetKeys,
     GetParked,
     GetResult,
+    GetStats,
     GetStatus,
     GetStory,
     GetTasks,
@@ -62,17 +69,23 @@ from koubou_common.messages.values import Role, TaskState
 class Core:
     """Decides everything, does nothing. Each call returns its effects in the order they are to be done."""
 
-    def __init__(self, settings: CoreSettings, snapshot: Snapshot, seed: int, now: Now) -> None:
-        """`seed` must be a fresh one for every Core: attempt uids are drawn from it."""
-        self._state = State(settings, snapshot, seed, now)
+    def __init__(
+        self, settings: CoreSettings, snapshot: Snapshot, seed: int, now: Now, strategy: Strategy | None = None
+    ) -> None:
+        """`seed` must be a fresh one for every Core: attempt uids are drawn from it. `strategy`: see TaskRouter."""
+        self._state = State(settings, snapshot, seed, now, strategy)
         self._lifecycle = Lifecycle(self._state)
-        self._attempts = Attempts(self._state, self._lifecycle)
+        self._cache = ResultCache(self._state, self._lifecycle)
+        self._attempts = Attempts(self._state, self._lifecycle, self._cache)
+        self._dispatching = Dispatching(self._state, self._attempts)
         self._agents = Agents(self._state, self._lifecycle, self._attempts)
         self._keys = PrincipalKeys(self._state, self._agents)
-        self._submissions = Submissions(self._state, self._lifecycle)
+        self._submissions = Submissions(self._state, self._lifecycle, self._cache)
         self._requests = Requests(self._state, self._lifecycle)
+        self._explanations = Explanations(self._state)
         self._changes = TaskChanges(self._state, self._lifecycle)
         self._upkeep = Upkeep(self._state)
+        self._measuring = Measuring(self._state)
         restore(self._state, self._lifecycle, snapshot)
 
     def start(self) -> list[Effect]:
@@ -80,6 +93,7 @@ class Core:
         self._keys.start()
         repair(self._state, self._lifecycle)
         self._agents.fail_hopeless()
+        self._measuring.start()
         self._agents.check_min_workers()
         return self._state.finish()
 
@@ -156,6 +170,7 @@ class Core:
         state.timers.stretch(Timer.SILENCE, gap_s)
         for worker in state.workers.values():
             worker.last_heard_s += gap_s
+        state.router.roster.touch_all()
         return []
 
     @property
@@ -191,7 +206,7 @@ class Core:
         check_state(self._state)
 
     def _finish(self) -> list[Effect]:
-        self._attempts.dispatch_ready()
+        self._dispatching.dispatch_ready()
         return self._state.finish()
 
     def _receive(self, peer: Peer, number: int, message: FromAgent | FromClient) -> None:
@@ -257,6 +272,8 @@ class Core:
                 self._requests.tasks(session, message)
             case GetStory():
                 self._requests.story(session, message)
+            case Explain():
+                self._explanations.explain(session, message)
             case GetResult():
                 self._requests.result(session, message)
             case Watch():
@@ -269,6 +286,8 @@ class Core:
                 self._requests.status(session, message)
             case GetWorkers():
                 self._requests.workers(session, message)
+            case GetStats():
+                self._requests.stats(session, message)
             case SetWorkerMode():
                 self._agents.set_mode(session, message)
             case RemoveWorker():
@@ -343,7 +362,7 @@ class Core:
             case Timer.QUEUE_TIMEOUT:
                 assert isinstance(key, int), key
                 self._lifecycle.begun_too_late(state.tasks[key])
-            case Timer.OVERFLOW | Timer.COOLDOWN:
+            case Timer.OVERFLOW | Timer.COOLDOWN | Timer.LOOK_AGAIN:
                 pass  # that time has passed is all: dispatch_ready follows every step
             case Timer.SILENCE:
                 self._agents.silent(str(key))
@@ -353,5 +372,7 @@ class Core:
                 self._agents.check_min_workers()
             case Timer.ALERT:
                 state.alert(str(key), "")
+            case Timer.MEASURE:
+                self._measuring.measure()
             case _:
                 assert_never(kind)

@@ -9,6 +9,7 @@ from koubou_common.messages.values import AttemptState, Role, TaskState
 def check_state(state: State) -> None:
     """Assert everything."""
     state.queue.check()
+    state.router.roster.check()
     for task in state.tasks.values():
         _check_task(state, task)
     _check_attempts(state)
@@ -43,7 +44,8 @@ def _check_task(state: State, task: Task) -> None:
     else:
         assert not running, f"running attempts {running}: {about}"
         assert not task.current, f"current: {about}"
-        assert ready != waits, f"ready {ready}, waiting {waits}: {about}"
+        ways = ready + waits + task.asks_cache
+        assert ways == 1, f"ready {ready}, waiting {waits}, asking the cache {task.asks_cache}: {about}"
 
 
 def _check_attempts(state: State) -> None:

@@ -17,11 +17,13 @@ from koubou_common.messages import (
     EndBackup,
     Enrol,
     Enrolled,
+    Explain,
     Failure,
     GetBackupPart,
     GetKeys,
     GetParked,
     GetResult,
+    GetStats,
     GetStatus,
     GetStory,
     GetTasks,
@@ -45,7 +47,10 @@ from koubou_common.messages.values import KeyView, Role
 
 _AGENT = frozenset({AgentHello, Heartbeat, Result, Failure, Goodbye})
 _CLIENT = frozenset(
-    {ClientHello, Submit, GetTasks, GetStory, GetResult, Watch, Cancel, Retry, Purge, GetStatus, GetWorkers}
+    {
+        *(ClientHello, Submit, GetTasks, GetStory, GetResult, Watch, Cancel, Retry, Purge),
+        *(GetStatus, GetWorkers, GetStats, Explain),
+    }
 )
 _OPERATOR = _CLIENT | {
     *(SetWorkerMode, RemoveWorker, Invite, GetKeys, RevokeKey),

@@ -1,9 +1,11 @@
 """Every change of a task goes through here: state, history, rows, watchers, queue and attempts together."""
 
+import math
 from dataclasses import replace
 
+from koubou_broker.core.measuring import note_end
+from koubou_broker.core.standings import Waits
 from koubou_broker.core.state import State
-from koubou_broker.core.views import waiting_for
 from koubou_broker.queue import Need
 from koubou_broker.records import BodyRef
 from koubou_broker.task import Cause, LiveAttempt, Task
@@ -13,6 +15,8 @@ from koubou_common.messages import Abort, Result, TaskChanged
 from koubou_common.messages.values import AbortReason, AttemptState, TaskMark, TaskState
 
 BROKER = "broker"  # the actor of what nobody asked for
+FLAG_CACHED = "cached"  # of an outcome: no attempt made it, the result cache held it
+FLAGS_MOST = 16  # what a message holds
 _MESSAGE_CHARS = 2_000
 
 
@@ -21,23 +25,33 @@ class Lifecycle:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._restored_since_s = -math.inf  # of the last task restored
         self._waits_at_s = 0.0
-        self._waits: dict[Need, str] = {}  # at that time
+        self._waits = Waits(state)  # at that time
 
     def admit(self, task: Task, actor: str) -> None:
         """A task just submitted: durable from this step on."""
         state = self._state
+        task.waiting_since_s = state.now.mono_s
         state.index_task(task)
         state.save(task.spec)
         task.tell("submitted")
         state.event(task, actor, "", 0, "submitted")
         state.save(task.progress())
         self._set_deadlines(task)
-        self.make_ready(task)
+        if not task.asks_cache:
+            self.make_ready(task)
 
     def restore(self, task: Task) -> None:
         """A live task of the snapshot."""
         state = self._state
+        # The wall clock may have jumped back while we were away: nothing was submitted after now.
+        waited_s = max(0.0, (state.now.wall_ms - (task.opened_ms or task.spec.submitted_ms)) / 1000)
+        task.waiting_since_s = state.now.mono_s - waited_s
+        if not task.opened_ms:
+            # It may have jumped between two submissions too: first in, first out all the same.
+            self._restored_since_s = max(self._restored_since_s, task.waiting_since_s)
+            task.waiting_since_s = self._restored_since_s
         state.index_task(task)
         self._set_deadlines(task)
         if task.state is TaskState.QUEUED:
@@ -55,6 +69,8 @@ class Lifecycle:
         """An explicit retry: the next generation of an ended task."""
         state = self._state
         task = ended.reopened()
+        task.opened_ms = state.now.wall_ms
+        task.waiting_since_s = state.now.mono_s
         before = task.move(Cause.REOPENED, actor)
         state.alert(f"poison:{task.task_id}", "")
         state.index_task(task)
@@ -65,9 +81,10 @@ class Lifecycle:
     def make_ready(self, task: Task) -> None:
         """The task may go as soon as a worker is available."""
         state = self._state
+        task.asks_cache = False
         need = state.router.need_of(task.spec, task.excluded, task.avoid)
         task.ready_since_s = state.now.mono_s
-        state.queue.add(task.task_id, task.spec.priority, need)
+        self._queue(task, need)
         wait_s = state.router.overflow_after_s(need.rule)
         if wait_s > 0:
             state.timers.set(Timer.OVERFLOW, task.task_id, state.now.mono_s + wait_s)
@@ -77,7 +94,7 @@ class Lifecycle:
         state = self._state
         need = state.router.need_of(task.spec, task.excluded, task.avoid)
         state.queue.discard(task.task_id)
-        state.queue.add(task.task_id, task.spec.priority, need)
+        self._queue(task, need)
 
     def dispatched(self, task: Task, attempt: LiveAttempt) -> None:
         """A queued task runs as a new attempt."""
@@ -121,6 +138,15 @@ class Lifecycle:
         task.started_ms = record.started_ms
         self._end(task, Cause.SUCCEEDED, record.worker_id, record.number, abort=AbortReason.SUPERSEDED)
 
+    def answered_from_cache(self, task: Task, source: Task) -> None:
+        """The recorded outcome: what an earlier task with the same question was answered. There is no attempt."""
+        task.asks_cache = False
+        task.result = source.result
+        task.output_offset, task.output_length = source.output_offset, source.output_length
+        task.flags = (*source.flags[: FLAGS_MOST - 1], FLAG_CACHED)
+        reason = f"the answer of task {source.task_id}, from the result cache"
+        self._end(task, Cause.SUCCEEDED, BROKER, 0, reason, abort=AbortReason.SUPERSEDED)
+
     def failed(self, task: Task, error_class: ErrorClass, message: str, actor: str, number: int = 0) -> None:
         """The recorded outcome: no more attempts."""
         task.error_class = error_class
@@ -149,6 +175,7 @@ class Lifecycle:
         if worker is not None:
             worker.attempts.discard(attempt.uid)
             worker.release(attempt.uid)
+            state.router.roster.touch(worker.worker_id)
         state.timers.drop(Timer.LEASE, attempt.uid)
         if attempt.task.is_over:
             state.attempts.pop(attempt.uid, None)
@@ -156,6 +183,11 @@ class Lifecycle:
     def mark(self, task: Task) -> TaskMark:
         """What watchers are told."""
         return TaskMark(task.task_id, task.state, task.worker_id, task.issued)
+
+    def _queue(self, task: Task, need: Need) -> None:
+        state = self._state
+        work_s = state.router.work_s(task.spec)
+        state.queue.add(task.task_id, task.spec.priority, need, work_s, task.waiting_since_s)
 
     def _run(self, task: Task, attempt: LiveAttempt, cause: Cause, actor: str, reason: str) -> None:
         state = self._state
@@ -193,6 +225,7 @@ class Lifecycle:
         if attempt.record.state is AttemptState.RUNNING:
             attempt.record = replace(attempt.record, state=AttemptState.ABORTED, ended_ms=state.now.wall_ms)
             state.save(attempt.record)
+            note_end(state, attempt, None)
         worker = state.workers.get(attempt.record.worker_id)
         if worker is None or attempt.uid not in worker.attempts:
             state.attempts.pop(attempt.uid, None)
@@ -220,14 +253,11 @@ class Lifecycle:
             del state.watchers[task.task_id]
 
     def _waits_for(self, task: Task) -> str:
-        # A whole batch is too late in one instant: every worker is weighed once for each need, not for each task.
+        # A whole batch is too late in one instant: every worker is looked at once for each need, not for each task.
         state = self._state
         if self._waits_at_s != state.now.mono_s:
-            self._waits_at_s, self._waits = state.now.mono_s, {}
-        need = state.router.need_of(task.spec, task.excluded, task.avoid)
-        if need not in self._waits:
-            self._waits[need] = waiting_for(state, task)
-        return self._waits[need]
+            self._waits_at_s, self._waits = state.now.mono_s, Waits(state)
+        return self._waits.of(task)
 
     def _set_deadlines(self, task: Task) -> None:
         spec = task.spec

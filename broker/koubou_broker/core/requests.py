@@ -4,20 +4,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from koubou_broker.core.lifecycle import Lifecycle
+from koubou_broker.core.standings import Waits
 from koubou_broker.core.state import Refusal, Session, State
 from koubou_broker.core.views import attempt_views, event_views, overlaid, task_view, worker_views
-from koubou_broker.effects import CountStates, FindMarks, FindStory, FindTasks, Found
+from koubou_broker.effects import CountStates, FindMarks, FindStats, FindStory, FindTasks, Found
 from koubou_broker.task import Task
 from koubou_common.errors import Code
 from koubou_common.messages import (
     Cancel,
     GetResult,
+    GetStats,
     GetStatus,
     GetStory,
     GetTasks,
     GetWorkers,
     Purge,
     Retry,
+    Stats,
     Status,
     Story,
     TaskResult,
@@ -27,10 +30,11 @@ from koubou_common.messages import (
     Workers,
 )
 from koubou_common.messages.limits import BATCH_TASKS, PAGE_TASKS
-from koubou_common.messages.values import Body, Role, StateCount, TaskState, TaskView
+from koubou_common.messages.values import Body, FactorView, Role, StateCount, TaskState, TaskView
 
 _PAGE_CHARS = 150_000  # of the texts in a page: four bytes each at worst, a message has 1,000,000
 _ALERTS_SHOWN = 100
+_HOUR_MS = 3_600_000
 _NAMED_MARKS = 5_000  # more leave out on which worker: 10,000 long names do not fit one message
 
 Rows = tuple[list[Task], list[int]]  # the tasks that may be seen, the ids that are not there
@@ -54,9 +58,10 @@ class Requests:
             if message.states:
                 tasks = [task for task in tasks if task.state in message.states]
             views: list[TaskView] = []
+            waits = Waits(state)
             chars = 0
             for task in tasks:
-                view = task_view(state, task, brief=True, proto=session.proto)
+                view = task_view(state, task, brief=True, proto=session.proto, waits=waits)
                 chars += _chars_of(view)
                 if chars > _PAGE_CHARS and views:
                     break
@@ -84,7 +89,7 @@ class Requests:
         state = self._state
 
         def then(found: Found) -> None:
-            task = _one(state, session, message.task_id, found)
+            task = one_task(state, session, message.task_id, found)
             answer = Story(
                 message.request_id,
                 task_view(state, task, brief=False, proto=session.proto),
@@ -100,7 +105,7 @@ class Requests:
         state = self._state
 
         def then(found: Found) -> None:
-            task = _one(state, session, message.task_id, found)
+            task = one_task(state, session, message.task_id, found)
             body = None
             offset = length = 0
             if task.result is not None and not found.tasks[0].has_output and state.known(task.task_id) is None:
@@ -169,6 +174,22 @@ class Requests:
             if not shown:
                 raise Refusal(Code.NOT_FOUND, f"no worker {message.worker_id!r} is known")
         state.send(session.session, Workers(message.request_id, worker_views(state, shown)))
+
+    def stats(self, session: Session, message: GetStats) -> None:
+        """What the workers did in the last hours; everybody may know, as everybody shares them."""
+        state = self._state
+        known = message.worker_id in ("", *state.workers)
+
+        def then(found: Found) -> None:
+            if not known and not found.stats:
+                raise Refusal(Code.NOT_FOUND, f"no worker {message.worker_id!r} is known")
+            factors = tuple(
+                FactorView(one.worker_id, one.at_ms, one.factor, one.samples, one.baseline) for one in found.factors
+            )
+            state.send(session.session, Stats(message.request_id, message.hours, found.stats, factors))
+
+        since_ms = max(1, state.now.wall_ms - message.hours * _HOUR_MS)
+        state.lookup(session.session, FindStats(since_ms, message.worker_id), then, message.request_id)
 
     def watch(self, session: Session, message: Watch) -> None:
         """The states now, then every change until all have ended."""
@@ -260,7 +281,8 @@ def _sorted_out(session: Session, tasks: Iterable[Task], ids: tuple[int, ...]) -
     return seen, [task_id for task_id in ids if task_id not in there]
 
 
-def _one(state: State, session: Session, task_id: int, found: Found) -> Task:
+def one_task(state: State, session: Session, task_id: int, found: Found) -> Task:
+    """The task that was looked up; somebody else's looks as if it did not exist."""
     tasks = [state.truth(row) for row in found.tasks]
     if not tasks or not may_see(session, tasks[0]):
         hint = "koubou-ctl ps -a lists your tasks"

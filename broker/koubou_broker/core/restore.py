@@ -27,7 +27,7 @@ def restore(state: State, lifecycle: Lifecycle, snapshot: Snapshot) -> None:
         if worker_id in state.workers:
             state.workers[worker_id].restore_scores(succeeded, failed)
     for model, ratio in snapshot.bytes_per_token:
-        state.router.measured(model, ratio)
+        state.router.fitting.measured(model, ratio)
     of_task: dict[int, list[Attempt]] = {}
     for attempt in sorted(snapshot.attempts, key=lambda one: one.number):
         of_task.setdefault(attempt.task_id, []).append(attempt)

@@ -24,6 +24,7 @@ from koubou_broker.effects import (
     Snapshot,
     StoredTask,
 )
+from koubou_broker.grouping import Grouping
 from koubou_broker.queue import ReadyQueue
 from koubou_broker.records import (
     Attempt,
@@ -37,6 +38,7 @@ from koubou_broker.records import (
     Worker,
 )
 from koubou_broker.routing import TaskRouter
+from koubou_broker.strategies import Strategy
 from koubou_broker.task import LiveAttempt, Task
 from koubou_broker.timers import Timer, Timers
 from koubou_broker.workers import LiveWorker
@@ -137,7 +139,9 @@ class _Pending:
 class State:
     """Indexes over live tasks, attempts, workers, sessions and keys; `finish` returns a step's effects."""
 
-    def __init__(self, settings: CoreSettings, snapshot: Snapshot, seed: int, now: Now) -> None:
+    def __init__(
+        self, settings: CoreSettings, snapshot: Snapshot, seed: int, now: Now, strategy: Strategy | None = None
+    ) -> None:
         self.settings = settings
         self.started = now
         self.now = now
@@ -152,9 +156,10 @@ class State:
         self.watchers: dict[int, dict[tuple[int, str], None]] = {}  # task id -> (session, request_id)
         self.submission_hashes = set(snapshot.submission_hashes)
         self.alerts: dict[str, AlertView] = {}
-        self.queue = ReadyQueue()
+        self.queue = ReadyQueue(settings.aging_s)
+        self.grouping = Grouping(self.queue, settings.patience_s)
         self.timers = Timers()
-        self.router = TaskRouter(settings, self.workers)
+        self.router = TaskRouter(settings, self.workers, strategy)
         self.loss = snapshot.loss
         self.refused: tuple[str, float] | None = None  # why no submission is taken, retry_after_s
         self.next_task_id = snapshot.next_task_id
@@ -255,9 +260,12 @@ class State:
         *,
         failed: Callable[[Refusal], None] | None = None,
     ) -> None:
-        """Ask the store; `then` gets the rows, `failed` hears why there are none (else who asked is told)."""
+        """Ask the store; `then` gets the rows, `failed` hears why there are none (else who asked is told).
+
+        Session 0: the core's own question.
+        """
         peer = self.sessions.get(session)
-        if not self.may_look_up(session):
+        if session and not self.may_look_up(session):
             most = self.settings.limits.lookups_per_session
             text = f"{most} questions are being looked up, the limit lookups_per_session"
             raise Refusal(Code.BUSY, text, retry_after_s=1.0)
@@ -365,7 +373,7 @@ class State:
                     slots=self.settings.default_slots,
                     performance_factor=self.settings.default_factor,
                 )
-            worker = self.workers[worker_id] = LiveWorker(settings)
+            worker = self.workers[worker_id] = LiveWorker(settings, breaker_failures=self.settings.breaker_failures)
             self.router.workers_changed()
         return worker
 
@@ -406,6 +414,7 @@ class State:
         worker = self.workers.get(gone.name) if gone.role is Role.WORKER else None
         if worker is not None and worker.session == session:
             worker.disconnect()
+            self.router.roster.touch(worker.worker_id)
 
     def unwatch(self, session: Session, request_id: str) -> None:
         """Forget one watch."""

@@ -2,21 +2,22 @@
 
 from dataclasses import dataclass, replace
 
+from koubou_broker.core.cache import ResultCache
 from koubou_broker.core.checks import check_spec, new_task
 from koubou_broker.core.lifecycle import Lifecycle
+from koubou_broker.core.plans import plans_of
 from koubou_broker.core.quotas import check_quota
+from koubou_broker.core.same_version import with_versions
 from koubou_broker.core.state import Answered, Refusal, Session, Staged, State
 from koubou_broker.effects import FindSubmission, Found
 from koubou_broker.idempotency import submission_digest, submission_hash
 from koubou_broker.records import NewTask, Submission
-from koubou_broker.routing import model_bytes_of
 from koubou_broker.task import Task
 from koubou_common.errors import Code
 from koubou_common.messages import PartStaged, Preview, Submit, Submitted
-from koubou_common.messages.values import Plan, TaskRef, TaskSpec
+from koubou_common.messages.values import TaskRef, TaskSpec
 
 _ANSWERS_KEPT = 32  # to submissions in parts, a session: their last message may be repeated
-_CANDIDATES_SHOWN = 4_000  # over all plans of one message
 STAGED_IDLE_S = 60.0  # without a further part a half sent submission gives its place up when another needs it
 _STAGED_RETRY_S = 1.0  # half sent submissions become whole ones, or are given up with their session
 
@@ -38,16 +39,17 @@ class _Wish:
 class Submissions:
     """Takes submissions in; nothing of one is accepted before all of it is."""
 
-    def __init__(self, state: State, lifecycle: Lifecycle) -> None:
+    def __init__(self, state: State, lifecycle: Lifecycle, cache: ResultCache) -> None:
         self._state = state
         self._lifecycle = lifecycle
+        self._cache = cache
         #: submissions that wait for the same look-up, by (principal, key)
         self._asked: dict[tuple[str, str], list[_Wish]] = {}
 
     def submit(self, session: Session, message: Submit) -> None:
         """One message of a submission."""
         if message.dry_run:
-            plans = self._plans(session.name, message)
+            plans = plans_of(self._state, session.name, message)
             self._state.send(session.session, Preview(message.request_id, plans))
             return
         if not message.tasks:
@@ -202,6 +204,8 @@ class Submissions:
         submission = Submission(principal, wish.key, wish.digest, batch_id, first, len(tasks), state.now.wall_ms)
         state.submission_hashes.add(submission_hash(principal, wish.key))
         state.save(submission)
+        asks_cache = self._cache.is_asked_for(wish.session, tasks)
+        asked: list[tuple[Task, tuple[bytes, ...]]] = []
         for index, task in enumerate(tasks):
             spec = replace(
                 task,
@@ -210,11 +214,17 @@ class Submissions:
                 batch_index=index + 1 if batch_id else 0,
                 idempotency_key=wish.key if index == 0 else "",
             )
-            self._lifecycle.admit(Task(spec), principal)
+            keys = self._cache.keys_of(spec) if asks_cache else ()
+            admitted = Task(spec, asks_cache=bool(keys))
+            self._lifecycle.admit(admitted, principal)
+            if keys:
+                asked.append((admitted, keys))
         refs = tuple(
             TaskRef(task_id, state.tasks[task_id].state, existing=False) for task_id in range(first, first + len(tasks))
         )
         self._answer(wish, Submitted(wish.request_id, batch_id, refs))
+        if asked:
+            self._cache.ask(wish.session, asked)
         return submission
 
     def _answer(self, wish: _Wish, submitted: Submitted) -> None:
@@ -238,33 +248,7 @@ class Submissions:
                 text = f"{which}: {refusal.message}; none was accepted"
                 raise Refusal(refusal.code, text, refusal.hint, refusal.retry_after_s) from refusal
             tasks.append(task)
-        return tasks
-
-    def _plans(self, principal: str, message: Submit) -> tuple[Plan, ...]:
-        state = self._state
-        most = max(1, _CANDIDATES_SHOWN // max(1, len(message.tasks)))
-        plans: list[Plan] = []
-        for spec in message.tasks:
-            task = new_task(state, spec, principal)
-            try:
-                check_spec(state, spec, task)
-                refusal = ""
-            except Refusal as refused:
-                refusal = refused.message
-            candidates = state.router.weigh(task, (), "", state.now.mono_s)
-            model = task.model
-            if not model and candidates:
-                model = state.workers[candidates[0].worker_id].settings.default_model
-            plans.append(
-                Plan(
-                    model=model,
-                    prompt_tokens=state.router.estimate_tokens(model, model_bytes_of(task)),
-                    rule=state.router.rule_text(state.router.rule_of(task.priority))[:2_000],
-                    candidates=tuple(candidates[:most]),
-                    refusal=refusal[:2_000],
-                )
-            )
-        return tuple(plans)
+        return with_versions(self._state, tasks, [spec.same_digest for spec in specs])
 
 
 def _places(specs: tuple[TaskSpec, ...]) -> int:

@@ -1,19 +1,22 @@
 """What the core holds, as people and scripts are shown it; every list fits one message."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from koubou_broker.core.standings import Waits
 from koubou_broker.core.state import State
+from koubou_broker.core.windows import model_windows
 from koubou_broker.records import Attempt, Event
 from koubou_broker.task import Task
-from koubou_broker.workers import RELEASING, LiveWorker
+from koubou_broker.workers import LiveWorker
 from koubou_common.errors import ErrorClass
 from koubou_common.messages import PROTO_MAX
 from koubou_common.messages.values import (
     AttemptView,
+    Candidate,
+    Decision,
     EventView,
     Metrics,
-    TaskState,
     TaskView,
     WorkerView,
 )
@@ -23,16 +26,19 @@ from koubou_common.models import normal_model
 _LIST_MESSAGE_CHARS = 300  # of an error in a page of 200 tasks
 _LOGS_CHARS = 100_000  # of all attempts in a story: the newest keep theirs whole
 _TEXTS_CHARS = 50_000  # of messages and placements in a story
+_DECISIONS_SHOWN = 20  # of an explanation, the newest
+_REASON_CHARS = 300  # of a candidate's reason, a rule, a note
 _EVENTS_MOST = 200  # of a story, the newest
 _MODELS_SHOWN = 4_000  # names over all workers of one message
 _LOADED_SHOWN = 8
+_WINDOWS_SHOWN = 500  # models with their windows and rates, over all workers of one message
 _WORKERS_SHOWN = 500
 # To a peer of protocol 1, which drops a message with a class it does not know: the nearest of those it knows.
 _OLD_WORDS: Mapping[ErrorClass | None, ErrorClass] = {ErrorClass.QUEUE_TIMEOUT: ErrorClass.DEADLINE}
 
 
-def task_view(state: State, task: Task, *, brief: bool, proto: int = PROTO_MAX) -> TaskView:
-    """A task for a peer of that protocol version; `brief` in lists."""
+def task_view(state: State, task: Task, *, brief: bool, proto: int = PROTO_MAX, waits: Waits | None = None) -> TaskView:
+    """A task for a peer of that protocol version; `brief` in lists, all views of which share `waits`."""
     spec = task.spec
     metrics = task.metrics or Metrics()
     tokens = metrics.output_tokens
@@ -65,53 +71,38 @@ def task_view(state: State, task: Task, *, brief: bool, proto: int = PROTO_MAX) 
         thinking_tokens=metrics.thinking_tokens,
         output_tokens=tokens,
         flags=task.flags,
-        waiting_for=waiting_for(state, task)[:_LIST_MESSAGE_CHARS],
+        waiting_for=(waits or Waits(state)).of(task)[:_LIST_MESSAGE_CHARS],
         output_bytes=task.output_length,
         error_cause=task.error_cause if task.error_class is not None else None,
         queue_timeout_s=spec.queue_timeout_s,
     )
 
 
-def waiting_for(state: State, task: Task) -> str:
-    """Why a queued task does not run yet; empty: nothing special."""
-    if task.state is not TaskState.QUEUED:
-        return ""
-    if task.not_before_ms > state.now.wall_ms:
-        wait_s = (task.not_before_ms - state.now.wall_ms) / 1000
-        return f"its next attempt, in {wait_s:.0f} s"
-    if not state.workers:
-        return "a worker: none has joined yet"
-    candidates = state.router.weigh(task.spec, task.excluded, task.avoid, state.now.mono_s)
-    if any(one.available for one in candidates):
-        return ""
-    eligible = [state.workers[one.worker_id] for one in candidates if one.eligible]
-    if eligible:
-        return _slots_waited_for(eligible)
-    able = [
-        one for one in candidates if not state.router.misfit(task.spec, task.excluded, state.workers[one.worker_id])
-    ]
-    if able:
-        return "; ".join(f"{one.worker_id} ({one.reason})" for one in able[:5])
-    reasons = Counter(one.reason for one in candidates)
-    return "a worker that can run it: " + "; ".join(reason for reason, _ in reasons.most_common(3))
-
-
 def worker_views(state: State, workers: Iterable[LiveWorker]) -> tuple[WorkerView, ...]:
     """Workers in the order given."""
     shown = list(workers)[:_WORKERS_SHOWN]
     most = max(1, _MODELS_SHOWN // max(1, len(shown)))
-    return tuple(_worker_view(state, worker, min(500, most)) for worker in shown)
+    windows = min(64, _WINDOWS_SHOWN // max(1, len(shown)))
+    return tuple(
+        replace(_worker_view(state, worker, min(500, most)), windows=model_windows(state, worker, windows))
+        for worker in shown
+    )
 
 
-def attempt_views(attempts: Sequence[Attempt]) -> tuple[AttemptView, ...]:
-    """Attempts in order; old ones give up their logs where all would not fit."""
-    logs, texts = _LOGS_CHARS, _TEXTS_CHARS
+def attempt_views(
+    attempts: Sequence[Attempt], decisions: Mapping[str, Decision] | None = None
+) -> tuple[AttemptView, ...]:
+    """Attempts in order, with their logs or the decisions behind them; old ones give up where all would not fit."""
+    logs, texts = _LOGS_CHARS if decisions is None else 0, _TEXTS_CHARS
+    left = _DECISIONS_SHOWN
     views: list[AttemptView] = []
     for attempt in reversed(attempts[-100:]):
         log = attempt.log[-logs:] if logs else ""
         message, placement = attempt.message[:texts], attempt.placement[:texts]
         logs -= len(log)
         texts = max(0, texts - len(message) - len(placement))
+        decision = decisions.get(attempt.attempt_uid) if decisions and left else None
+        left -= decision is not None
         views.append(
             AttemptView(
                 number=attempt.number,
@@ -125,9 +116,15 @@ def attempt_views(attempts: Sequence[Attempt]) -> tuple[AttemptView, ...]:
                 metrics=attempt.metrics,
                 log=log,
                 placement=placement,
+                decision=_decision_view(decision) if decision is not None else None,
             )
         )
     return tuple(reversed(views))
+
+
+def candidate_views(candidates: Sequence[Candidate], most: int) -> tuple[Candidate, ...]:
+    """The first of them, their reasons in few words."""
+    return tuple(replace(one, reason=one.reason[:_REASON_CHARS]) for one in candidates[:most])
 
 
 def event_views(events: Sequence[Event]) -> tuple[EventView, ...]:
@@ -157,7 +154,7 @@ def _worker_view(state: State, worker: LiveWorker, models_most: int) -> WorkerVi
         default_model=worker.settings.default_model,
         models=worker.known_models()[:models_most],
         loaded=tuple(loaded[:_LOADED_SHOWN]),
-        performance_factor=worker.settings.performance_factor,
+        performance_factor=worker.performance_factor,
         success_rate=worker.success_rate,
         succeeded=worker.succeeded,
         failed=worker.failed,
@@ -169,21 +166,20 @@ def _worker_view(state: State, worker: LiveWorker, models_most: int) -> WorkerVi
         address=worker.settings.endpoint_url[:255],
         agent=f"{worker.software} {worker.platform}".strip()[:255],
         can_work=health.can_work,
+        foreign=worker.foreign.text[:2_000],
+        configured_factor=worker.settings.performance_factor,
+        factor_samples=worker.factor_samples,
     )
+
+
+def _decision_view(decision: Decision) -> Decision:
+    return replace(decision, rule=decision.rule[:_REASON_CHARS], note=decision.note[:_REASON_CHARS])
 
 
 def overlaid(state: State, rows: Sequence[Attempt]) -> list[Attempt]:
     """Attempts as read, where the core knows better as they are now."""
     live = [state.attempts.get(row.attempt_uid) for row in rows]
     return [one.record if one is not None else row for one, row in zip(live, rows, strict=True)]
-
-
-def _slots_waited_for(eligible: Sequence[LiveWorker]) -> str:
-    releasing = [worker.worker_id for worker in eligible if worker.is_releasing]
-    occupied = [worker.worker_id for worker in eligible if not worker.is_releasing]
-    parts = [f"a free slot on {_names(occupied)}"] if occupied else []
-    parts += [f"{worker_id} ({RELEASING})" for worker_id in releasing[:5]]
-    return "; ".join(parts)
 
 
 def _breaker(worker: LiveWorker, now_s: float) -> str:
@@ -193,8 +189,3 @@ def _breaker(worker: LiveWorker, now_s: float) -> str:
     left_s = worker.cooling_until_s - now_s
     then = f"gets one task to try in {left_s:.0f} s" if left_s > 0 else "one task is being tried"
     return f"failed {worker.failures_in_row} times in a row (the last: {worker.last_failure}): {then}"
-
-
-def _names(worker_ids: Sequence[str]) -> str:
-    shown = ", ".join(worker_ids[:5])
-    return f"{shown} and {len(worker_ids) - 5} more" if len(worker_ids) > 5 else shown

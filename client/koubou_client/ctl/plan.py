@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from koubou_client.ctl.candidates import candidate_lines, counts_text, fact_lines, start_text
 from koubou_client.ctl.output import OK, Output
 from koubou_client.ctl.submit_jsonl import Line
 from koubou_client.ctl.tables import shorten, table
+from koubou_client.ctl.views import candidate_json, reasons_json
 from koubou_common.errors import Code, KoubouError
 from koubou_common.messages.values import Plan
 
@@ -18,22 +20,20 @@ def show_one(output: Output, plan: Plan) -> int:
     if output.as_json:
         output.data(_plan_json(plan))
     else:
-        output.say(f"Model   {plan.model or 'the default of the worker that takes it'}")
-        output.say(f"Prompt  about {plan.prompt_tokens} tokens (estimated)")
-        output.say(f"Rule    {plan.rule or 'none matches: all workers'}")
+        facts = [
+            ("Model", plan.model or "the default of the worker that takes it"),
+            ("Version", plan.digest),
+            ("Prompt", tokens_text(plan)),
+            ("Rule", plan.rule or "none matches: all workers"),
+            ("Begins", "" if plan.refusal else start_text(plan.starts_in_s, plan.starts_basis)),
+            ("Not now", counts_text(plan.reasons)),
+        ]
+        for line in fact_lines(facts):
+            output.say(line)
         if plan.candidates:
-            rows = [
-                (
-                    candidate.worker_id,
-                    _yes(candidate.eligible),
-                    _yes(candidate.available),
-                    f"{candidate.score:g}" if candidate.eligible else "-",
-                    candidate.reason or "-",
-                )
-                for candidate in plan.candidates
-            ]
             output.say()
-            output.say(table(("WORKER", "ELIGIBLE", "AVAILABLE", "SCORE", "WHY NOT"), rows))
+            for line in candidate_lines(plan.candidates):
+                output.say(line)
             output.say()
         if not plan.refusal:
             output.say(f"It would {_fate(plan)}. Nothing was submitted.")
@@ -75,6 +75,12 @@ def show_many(output: Output, lines: Sequence[Line], plans: Sequence[Plan], name
     return OK
 
 
+def tokens_text(plan: Plan) -> str:
+    """The estimate with its error: nobody shall take it for a count."""
+    error = f"±{max(1, round(100 * plan.token_error))} %" if plan.token_error else "but nothing was measured yet"
+    return f"about {plan.prompt_tokens:,} tokens, {error}"
+
+
 def _fate(plan: Plan) -> str:
     if ready := _available(plan):
         return f"start at once on {' or '.join(ready)}"
@@ -88,24 +94,16 @@ def _available(plan: Plan) -> list[str]:
     return [candidate.worker_id for candidate in plan.candidates if candidate.available]
 
 
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
-
-
 def _plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "model": plan.model or None,
+        "digest": plan.digest or None,
         "prompt_tokens": plan.prompt_tokens,
+        "token_error": plan.token_error or None,
         "rule": plan.rule or None,
-        "candidates": [
-            {
-                "worker": candidate.worker_id,
-                "eligible": candidate.eligible,
-                "available": candidate.available,
-                "score": candidate.score,
-                "reason": candidate.reason or None,
-            }
-            for candidate in plan.candidates
-        ],
+        "candidates": [candidate_json(candidate) for candidate in plan.candidates],
+        "reasons": reasons_json(plan.reasons),
+        "starts_in_s": plan.starts_in_s,
+        "starts_basis": plan.starts_basis or None,
         "refusal": plan.refusal or None,
     }

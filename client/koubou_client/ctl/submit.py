@@ -1,4 +1,4 @@
-"""`koubou-ctl submit`: one task from the command line, or many with --jsonl."""
+"""`koubou-ctl submit`: one task from the command line, or many with --each or --jsonl."""
 
 import sys
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from koubou_client.ctl import plan, submit_jsonl
+from koubou_client.ctl import plan, submit_each, submit_jsonl
 from koubou_client.ctl.finish import finish_batch, finish_one
 from koubou_client.ctl.output import OK, Output
 from koubou_client.ctl.params import Duration, model_options_of, pairs_of
@@ -30,22 +30,33 @@ Examples:
   git diff | koubou-ctl submit - -p high --wait
   koubou-ctl submit --prompt-file review.txt -f src/a.py --dry-run
   koubou-ctl submit -- "--help is what this prompt begins with"
+  koubou-ctl submit "Write its docs" -f README.md --each 'src/**/*.py' -o 'docs/{stem}.md' --wait
   koubou-ctl submit --jsonl tasks.jsonl --wait
 
 \b
 A line of --jsonl:
   {"custom_id": "a", "prompt": "…", "files": ["src/a.py"], "out": "docs/a.md", "priority": 7}
-Options beside --jsonl hold for every line that does not say otherwise."""
+Options beside --jsonl hold for every line that does not say otherwise.
+
+\b
+Tasks with the same prompt: the files that all of them have are put first, so that a model reads these
+once. A line with "keep_order": true keeps its files as they are."""
 
 
 class _SubmitCommand(click.Command):
-    """Says where a prompt goes that looks like an option."""
+    """Says where a prompt goes that looks like an option, and that a pattern is to be quoted."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)  # click takes it apart
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             hint = f"{error.format_message()} A prompt that begins with '-' goes after `--`."
+            raise click.UsageError(hint, ctx) from error
+        except click.UsageError as error:
+            if "--each" not in given or "unexpected extra argument" not in error.message:
+                raise
+            hint = f"{error.message} Quote the pattern after --each, or the shell makes file names of it."
             raise click.UsageError(hint, ctx) from error
 
 
@@ -62,6 +73,8 @@ class _SubmitCommand(click.Command):
 @click.option("--root", metavar="DIR", default=".", help="Files and outputs are relative to it (default: here).")
 @click.option("--worker", metavar="ID", help="Only this worker.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Only workers with this label; repeatable.")
+@click.option("--capability", "capabilities", multiple=True, metavar="WORD", help="Only workers with it; repeatable.")
+@click.option("--same-digest", is_flag=True, help="One version of the model for all tasks: what most workers have now.")
 @click.option("--min-context", type=click.IntRange(0), metavar="N", help="Only workers with a window of N tokens.")
 @click.option("--option", "options", multiple=True, metavar="K=V", help="A model option: temperature=0.2; repeatable.")
 @click.option("--timeout", type=Duration(), metavar="S", help="Longest time of one attempt: 600, 10m, 1h.")
@@ -69,6 +82,7 @@ class _SubmitCommand(click.Command):
 @click.option("--queue-timeout", type=Duration(), metavar="S", help="Longest wait for a worker to begin it, from now.")
 @click.option("--max-attempts", type=click.IntRange(1, 20), metavar="N", help="Attempts for passing troubles (5).")
 @click.option("--strict-output", is_flag=True, help="Prose around the file is a failure, not a flag.")
+@click.option("--no-cache", is_flag=True, help="A new answer, even if the broker's result cache holds one.")
 @click.option("--allow-secrets", is_flag=True, help="Send files that look like secrets all the same.")
 @click.option("--force", is_flag=True, help="OUT may exist: it is replaced unless it changes meanwhile.")
 @click.option("--idempotency-key", metavar="KEY", help="Repeating a submission with the same key makes no new task.")
@@ -83,9 +97,12 @@ class _SubmitCommand(click.Command):
     help="Wait so long for a full workshop to take it (10m with --jsonl, --wait or a pipe; else not at all).",
 )
 @click.option("--dry-run", is_flag=True, help="Say where it would go and why; submit nothing.")
+@click.option(
+    "--each", metavar="GLOB", help="A task for each file that matches; -o may hold {name} {stem} {dir} {path}."
+)
 @click.option("--jsonl", metavar="FILE|-", help="One task a line; all are accepted or none.")
 @click.pass_obj
-def command(output: Output, /, *, jsonl: str | None, **given: Any) -> int:
+def command(output: Output, /, *, each: str | None, jsonl: str | None, **given: Any) -> int:
     """Submit a task: a prompt, the files it needs, the file it should produce."""
     root = Path(given["root"]).resolve()
     if not root.is_dir():
@@ -93,7 +110,11 @@ def command(output: Output, /, *, jsonl: str | None, **given: Any) -> int:
     if given["wait_timeout"] is not None:
         given["do_wait"] = True
     if jsonl is not None:
+        if each is not None:
+            raise click.UsageError("--each and --jsonl exclude each other.")
         return _submit_lines(output, jsonl, root, given)
+    if each is not None:
+        return _submit_each(output, each, root, given)
     prompt = _read_prompt(given["prompt"], given["prompt_file"])
     with output.client() as client:
         out_path, out_digest = _check_out(given["out"], root, force=given["force"])
@@ -141,14 +162,44 @@ def _submit_lines(output: Output, jsonl: str, root: Path, given: dict[str, Any])
             allow_secrets=given["allow_secrets"],
             force=given["force"],
         )
-        if given["dry_run"]:
-            return plan.show_many(output, drafts, client.preview([line.draft for line in drafts]), name)
-        patience_s = PATIENCE_S if given["patience"] is None else given["patience"]
-        key = given["idempotency_key"]
-        accepted = _submit(output, client, [line.draft for line in drafts], key, patience_s, as_batch=True)
-        if given["do_wait"]:
-            return finish_batch(output, client, accepted, root, timeout_s=given["wait_timeout"])
-        _tell_batch(output, accepted)
+        return _submit_batch(output, client, drafts, root, given, name=name)
+
+
+def _submit_each(output: Output, pattern: str, root: Path, given: dict[str, Any]) -> int:
+    prompt = _read_prompt(given["prompt"], given["prompt_file"])
+    with output.client() as client:
+        lines = submit_each.read_each(
+            pattern,
+            prompt,
+            files=given["files"],
+            root=root,
+            limits=client.limits(),
+            out=given["out"] or "",
+            target=given["target"] or "",
+            settings=_settings(given),
+            allow_secrets=given["allow_secrets"],
+            force=given["force"],
+        )
+        return _submit_batch(output, client, lines, root, given, name="--each")
+
+
+def _submit_batch(
+    output: Output,
+    client: "Client",
+    lines: Sequence[submit_jsonl.Line],
+    root: Path,
+    given: dict[str, Any],
+    *,
+    name: str,
+) -> int:
+    drafts = [line.draft for line in lines]
+    if given["dry_run"]:
+        return plan.show_many(output, lines, client.preview(drafts), name)
+    patience_s = PATIENCE_S if given["patience"] is None else given["patience"]
+    accepted = _submit(output, client, drafts, given["idempotency_key"], patience_s, as_batch=True)
+    if given["do_wait"]:
+        return finish_batch(output, client, accepted, root, timeout_s=given["wait_timeout"])
+    _tell_batch(output, accepted)
     return OK
 
 
@@ -161,6 +212,8 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
         "repo": given["repo"],
         "worker": given["worker"],
         "labels": pairs_of(given["labels"], "--label") or None,
+        "capabilities": given["capabilities"] or None,
+        "same_digest": given["same_digest"] or None,
         "min_context": given["min_context"],
         "options": model_options_of(given["options"]) or None,
         "timeout_s": given["timeout"],
@@ -168,6 +221,7 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
         "queue_timeout_s": given["queue_timeout"],
         "max_attempts": given["max_attempts"],
         "strict_output": given["strict_output"] or None,
+        "use_cache": False if given["no_cache"] else None,
     }
     return {name: value for name, value in wanted.items() if value is not None}
 

@@ -1,12 +1,13 @@
 """Tasks as lines of JSON: every line is checked before any is submitted, all faults are told at once."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from koubou_client.inputs import InputLimits
+from koubou_client.layout import lay_out
 from koubou_client.outputs import check_out_path, digest_of
 from koubou_client.tasks import TaskDraft, draft_task
 from koubou_common.did_you_mean import closest
@@ -42,23 +43,20 @@ def read_drafts(
     reader = _Reader(root, limits, defaults, allow_secrets=allow_secrets, force=force)
     lines: list[Line] = []
     faults: list[str] = []
+    keep_order: set[int] = set()
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            lines.append(Line(number, reader.draft(number, line)))
+            draft, keeps_order = reader.draft(number, line)
+            if keeps_order:
+                keep_order.add(len(lines))
+            lines.append(Line(number, draft))
         except _FaultError as fault:
             faults.append(f"{name}:{number}: {fault}")
         except KoubouError as error:
             faults.append(f"{name}:{number}: {error.message}" + (f" ({error.hint})" if error.hint else ""))
-    if faults:
-        more = len(faults) - _FAULTS_SHOWN
-        shown = faults[:_FAULTS_SHOWN] + ([f"… and {more} more"] if more > 0 else [])
-        raise KoubouError(
-            Code.BAD_INPUT,
-            "\n".join([f"{len(faults)} of {len(faults) + len(lines)} lines have faults", *shown]),
-            "nothing was submitted; mend these lines and submit again",
-        )
+    refuse_faults(faults, f"{len(faults)} of {len(faults) + len(lines)} lines have faults", "mend these lines")
     if not lines:
         raise KoubouError(Code.BAD_INPUT, f"{name}: holds no task", 'a line looks like {"prompt": "…"}')
     if len(lines) > BATCH_TASKS:
@@ -67,7 +65,17 @@ def read_drafts(
             f"{name}: {len(lines)} tasks, at most {BATCH_TASKS} are allowed in one submission",
             "split the file",
         )
-    return lines
+    laid_out = lay_out([line.draft for line in lines], keep_order)
+    return [replace(line, draft=draft) for line, draft in zip(lines, laid_out, strict=True)]
+
+
+def refuse_faults(faults: Sequence[str], summary: str, remedy: str) -> None:
+    """Raise KoubouError (bad_input) with the first of the faults, if there are any."""
+    if not faults:
+        return
+    more = len(faults) - _FAULTS_SHOWN
+    shown = [*faults[:_FAULTS_SHOWN], *([f"… and {more} more"] if more > 0 else [])]
+    raise KoubouError(Code.BAD_INPUT, "\n".join([summary, *shown]), f"nothing was submitted; {remedy} and submit again")
 
 
 class _Reader:
@@ -85,9 +93,10 @@ class _Reader:
         self._outs: dict[str, int] = {}
         self._bodies: dict[bytes, bytes] = {}  # a file that a thousand lines name is held once
 
-    def draft(self, number: int, line: bytes) -> TaskDraft:
-        """The task on a line."""
+    def draft(self, number: int, line: bytes) -> tuple[TaskDraft, bool]:
+        """The task on a line, and whether its files must stay in the order given."""
         given = _checked(_parsed(line))
+        keeps_order = given.pop("keep_order", False)
         out_path, out_digest = self._out(number, given.pop("out", ""))
         self._take(self._custom_ids, number, given.get("custom_id", ""), "custom_id")
         wanted = {**self._defaults, **given}
@@ -103,9 +112,8 @@ class _Reader:
             out_digest=out_digest,
             **wanted,
         )
-        return replace(
-            draft, bodies={sha256: self._bodies.setdefault(sha256, data) for sha256, data in draft.bodies.items()}
-        )
+        held = {sha256: self._bodies.setdefault(sha256, data) for sha256, data in draft.bodies.items()}
+        return replace(draft, bodies=held), keeps_order
 
     def _out(self, number: int, out: str) -> tuple[str, str]:
         if not out:
@@ -184,6 +192,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -216,11 +228,15 @@ _FIELDS: Mapping[str, _Field] = {
     "repo": _Field("repo", _is_text, "text"),
     "worker": _Field("worker", _is_text, "text"),
     "labels": _Field("labels", _is_text_map, "an object of texts"),
+    "capabilities": _Field("capabilities", _is_texts, "a list of words"),
+    "same_digest": _Field("same_digest", _is_bool, "true or false"),
     "options": _Field("options", _is_map, "an object"),
     "min_context": _Field("min_context", lambda value: _is_whole(value) and value >= 0, "a whole number"),
     "timeout": _Field("timeout_s", _is_positive, "a number of seconds"),
     "deadline": _Field("deadline_s", _is_positive, "a number of seconds"),
     "queue_timeout": _Field("queue_timeout_s", _is_positive, "a number of seconds"),
     "max_attempts": _Field("max_attempts", lambda value: _is_whole(value) and 1 <= value <= 20, "1 to 20"),
-    "strict_output": _Field("strict_output", lambda value: isinstance(value, bool), "true or false"),
+    "strict_output": _Field("strict_output", _is_bool, "true or false"),
+    "use_cache": _Field("use_cache", _is_bool, "true or false"),
+    "keep_order": _Field("keep_order", _is_bool, "true or false"),
 }

@@ -27,6 +27,16 @@ def duration(ms: int) -> str:
     return " ".join(parts)
 
 
+def about(seconds: float) -> str:
+    """A duration that nobody knows exactly, in one unit: `40 s`, `12 m`, `3 h`."""
+    if seconds < 10:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 120:
+        return f"{round(seconds / 5) * 5} s"
+    unit, length_s = next((unit, length_s) for unit, length_s in _UNITS if seconds >= 2 * length_s)
+    return f"{seconds / length_s:.0f} {unit}"
+
+
 def age(at_ms: int, now_ms: int) -> str:
     """How long ago, or `-` for "not yet"."""
     return duration(now_ms - at_ms) if at_ms else "-"

@@ -1,9 +1,18 @@
 """Tasks and workers as JSON documents: the stable contract of `--json`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from koubou_client.ctl.times import rfc3339
-from koubou_common.messages.values import AttemptView, EventView, TaskView, WorkerView
+from koubou_common.messages.values import (
+    AttemptView,
+    Candidate,
+    Decision,
+    EventView,
+    ReasonCount,
+    TaskView,
+    WorkerView,
+)
 
 
 def task_json(task: TaskView, output: str | None = None) -> dict[str, Any]:
@@ -68,6 +77,37 @@ def attempt_json(attempt: AttemptView) -> dict[str, Any]:
     }
 
 
+def candidate_json(candidate: Candidate) -> dict[str, Any]:
+    """A worker weighed for a task."""
+    return {
+        "worker": candidate.worker_id,
+        "eligible": candidate.eligible,
+        "available": candidate.available,
+        "score": candidate.score,
+        "parts": {part.name: part.points for part in candidate.parts},
+        "group": candidate.group,
+        "finish_s": candidate.finish_s or None,
+        "code": candidate.code.value if candidate.code is not None else None,
+        "reason": candidate.reason or None,
+    }
+
+
+def reasons_json(reasons: Sequence[ReasonCount]) -> dict[str, int]:
+    """How many workers were out, by the reason's word."""
+    return {one.reason.value: one.count for one in reasons}
+
+
+def decision_json(decision: Decision) -> dict[str, Any]:
+    """Why a worker got an attempt; the winner is the first candidate."""
+    return {
+        "strategy": decision.strategy,
+        "rule": decision.rule,
+        "candidates": [candidate_json(candidate) for candidate in decision.candidates],
+        "reasons": reasons_json(decision.reasons),
+        "note": decision.note or None,
+    }
+
+
 def event_json(event: EventView) -> dict[str, Any]:
     """One change of a task."""
     return {
@@ -95,6 +135,8 @@ def worker_json(worker: WorkerView) -> dict[str, Any]:
         "models": list(worker.models),
         "loaded": list(worker.loaded),
         "performance_factor": worker.performance_factor,
+        "configured_factor": worker.configured_factor or None,
+        "factor_samples": worker.factor_samples,
         "success_rate": worker.success_rate,
         "succeeded": worker.succeeded,
         "failed": worker.failed,
@@ -106,6 +148,19 @@ def worker_json(worker: WorkerView) -> dict[str, Any]:
         "issue": worker.issue or None,
         "address": worker.address or None,
         "agent": worker.agent or None,
+        "foreign": worker.foreign or None,
+        "windows": [
+            {
+                "model": one.model,
+                "num_ctx": one.num_ctx,
+                "digest": one.digest or None,
+                "prompt_tokens_per_s": one.prompt_tokens_per_s or None,
+                "output_tokens_per_s": one.output_tokens_per_s or None,
+                "first_token_limit_s": one.first_token_limit_s or None,
+                "total_limit_s": one.total_limit_s or None,
+            }
+            for one in worker.windows
+        ],
     }
 
 

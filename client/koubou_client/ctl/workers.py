@@ -1,18 +1,19 @@
 """`koubou-ctl workers`: who works, and what an operator asks of them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from koubou_client.ctl.output import OK, Output
 from koubou_client.ctl.params import Duration
+from koubou_client.ctl.stats import error_texts, stats_json
 from koubou_client.ctl.tables import shorten, table
 from koubou_client.ctl.times import age, duration
 from koubou_client.ctl.views import worker_json, worker_state
 from koubou_common.errors import Code, KoubouError
-from koubou_common.messages import GetWorkers, RemoveWorker, SetWorkerMode, Workers
+from koubou_common.messages import GetWorkers, RemoveWorker, SetWorkerMode, Stats, Workers
 from koubou_common.messages.values import Role, WorkerMode, WorkerView
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 _POLL_S = 1.0  # how often a drain looks whether the last task is over
 _CELL_COLUMNS = 50
 _HOUR = "1h"
+_STATS_SINCE = 2  # the protocol that knows GetStats
+_DIGEST_CHARS = 12  # of a model's version, as `ollama list` shows it
+_CHANGES_SHOWN = 5  # of the factor, the newest
 
 _ids = click.argument("worker_ids", metavar="ID...", nargs=-1, required=True)
 
@@ -43,7 +47,9 @@ def list_workers(output: Output) -> int:
     else:
         now_ms = _now_ms()
         rows = [_row(worker, now_ms) for worker in workers]
-        output.say(table(("WORKER", "STATE", "WHERE", "SLOTS", "FACTOR", "OK", "SEEN", "MODELS", "ISSUE"), rows))
+        output.say(
+            table(("WORKER", "STATE", "WHERE", "SLOTS", "FACTOR", "OK", "SEEN", "PING", "MODELS", "ISSUE"), rows)
+        )
     return OK
 
 
@@ -54,11 +60,20 @@ def show(output: Output, worker_id: str) -> int:
     """All that is known of one worker."""
     with output.client() as client:
         worker = _ask(client, worker_id)[0]
+        stats = client.stats(worker_id=worker_id) if client.welcome().proto >= _STATS_SINCE else None
     if output.as_json:
-        output.data(worker_json(worker))
-    else:
-        for name, value in _facts(worker, _now_ms()):
-            output.say(f"{name:<10}{value}")
+        told = stats_json(stats) if stats is not None else {"workers": [], "factors": []}
+        output.data(worker_json(worker) | {"last_24_h": (told["workers"] or [None])[0], "factors": told["factors"]})
+        return OK
+    now_ms = _now_ms()
+    facts = [
+        *_facts(worker, now_ms),
+        *_foreign(worker),
+        *_windows(worker),
+        *(_measured(stats, now_ms) if stats is not None else ()),
+    ]
+    for name, value in facts:
+        output.say(f"{name:<10}{value}")
     return OK
 
 
@@ -171,8 +186,9 @@ def _row(worker: WorkerView, now_ms: int) -> tuple[object, ...]:
         f"{worker.performance_factor:.2f}",
         f"{worker.success_rate:.0%}",
         age(worker.last_seen_ms, now_ms),
+        duration(worker.latency_ms) if worker.connected else "-",
         shorten(", ".join(worker.models) or "-", _CELL_COLUMNS),
-        shorten(worker.issue, _CELL_COLUMNS) or "-",
+        shorten(worker.issue or worker.foreign, _CELL_COLUMNS) or "-",
     )
 
 
@@ -186,12 +202,58 @@ def _facts(worker: WorkerView, now_ms: int) -> list[tuple[str, str]]:
         ("Model", worker.default_model or "none of its own"),
         ("Models", ", ".join(worker.models) or "-"),
         ("Loaded", ", ".join(worker.loaded) or "-"),
-        ("Factor", f"{worker.performance_factor:.2f}"),
+        ("Factor", _factor(worker)),
         ("Success", f"{worker.success_rate:.0%} ({worker.succeeded} succeeded, {worker.failed} failed)"),
         ("Seen", f"{seen}, answers in {duration(worker.latency_ms)}"),
         ("Ollama", f"{worker.ollama_version or 'version unknown'} at {worker.address or '-'}"),
         ("Agent", worker.agent or "-"),
     ]
+
+
+def _factor(worker: WorkerView) -> str:
+    counts = f"{worker.performance_factor:.2f}"
+    if not worker.configured_factor:  # an older broker tells one alone
+        return counts
+    if not worker.factor_samples:
+        return f"{counts} as configured; not measured yet"
+    return f"{counts} measured over {_runs(worker.factor_samples)}; configured {worker.configured_factor:.2f}"
+
+
+def _foreign(worker: WorkerView) -> Iterator[tuple[str, str]]:
+    if worker.foreign:
+        yield "Others", worker.foreign
+
+
+def _windows(worker: WorkerView) -> Iterator[tuple[str, str]]:
+    """Each model's window and speed, and the limits that follow from it."""
+    for nth, one in enumerate(worker.windows):
+        version = f", version {one.digest.removeprefix('sha256:')[:_DIGEST_CHARS]}" if one.digest else ""
+        yield "" if nth else "Windows", f"{one.model}: {one.num_ctx:,} tokens{version}"
+        if one.output_tokens_per_s:
+            yield "", f"  reads {one.prompt_tokens_per_s:,.0f}, says {one.output_tokens_per_s:,.1f} tokens a second"
+        if one.total_limit_s:
+            first, total = duration(round(one.first_token_limit_s * 1000)), duration(round(one.total_limit_s * 1000))
+            yield "", f"  a full window gets {first} to its first token, {total} altogether"
+    if worker.windows and not any(one.total_limit_s for one in worker.windows):
+        yield "", "limits as in workers.yaml: too few runs are measured"
+
+
+def _measured(stats: Stats, now_ms: int) -> Iterator[tuple[str, str]]:
+    """The last 24 hours, and how the factor went in them."""
+    for one in stats.workers:
+        yield "24 hours", f"{one.total} attempts ended, {one.success_rate:.0%} succeeded"
+        if one.successful:
+            average, least, most = (duration(round(ms)) for ms in (one.avg_ms, one.min_ms, one.max_ms))
+            yield "", f"  {average} on average, {least} to {most}; {one.loads} loaded a model"
+        if one.errors:
+            yield "", f"  {error_texts(one)}"
+    for nth, change in enumerate(stats.factors[:_CHANGES_SHOWN]):
+        why = f"{_runs(change.samples)} against {change.baseline}" if change.samples else change.baseline
+        yield "" if nth else "History", f"factor {change.factor:.2f} since {age(change.at_ms, now_ms)}: {why}"
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count:,} runs"
 
 
 def _tasks(count: int) -> str:

@@ -12,6 +12,7 @@ from koubou_common.messages.broker import (
     Dispatch,
     Enrolled,
     Error,
+    Explanation,
     HeartbeatAck,
     Invited,
     Keys,
@@ -21,6 +22,7 @@ from koubou_common.messages.broker import (
     Purged,
     Removed,
     ResultStored,
+    Stats,
     Status,
     Story,
     Submitted,
@@ -36,10 +38,12 @@ from koubou_common.messages.client import (
     ClientHello,
     EndBackup,
     Enrol,
+    Explain,
     GetBackupPart,
     GetKeys,
     GetParked,
     GetResult,
+    GetStats,
     GetStatus,
     GetStory,
     GetTasks,
@@ -83,6 +87,8 @@ FromClient = (
     | EndBackup
     | Purge
     | GetParked
+    | GetStats
+    | Explain
 )
 ToAgent = Welcome | Dispatch | Abort | ResultStored | HeartbeatAck | Removed | Error
 ToClient = (
@@ -106,6 +112,8 @@ ToClient = (
     | BackupEnded
     | Purged
     | ParkedWork
+    | Stats
+    | Explanation
     | Error
 )
 ToBroker = FromAgent | FromClient | BlobMessage
@@ -134,6 +142,8 @@ __all__ = [
     "Enrol",
     "Enrolled",
     "Error",
+    "Explain",
+    "Explanation",
     "Failure",
     "FromAgent",
     "FromBroker",
@@ -142,6 +152,7 @@ __all__ = [
     "GetKeys",
     "GetParked",
     "GetResult",
+    "GetStats",
     "GetStatus",
     "GetStory",
     "GetTasks",
@@ -166,6 +177,7 @@ __all__ = [
     "Retry",
     "RevokeKey",
     "SetWorkerMode",
+    "Stats",
     "Status",
     "Story",
     "Submit",

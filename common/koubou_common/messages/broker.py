@@ -29,15 +29,18 @@ from koubou_common.messages.values import (
     AlertView,
     AttemptView,
     Body,
+    Candidate,
     Change,
     Chunk,
     Disposition,
     EventView,
+    FactorView,
     File,
     KeyView,
     Option,
     ParkedView,
     Plan,
+    ReasonCount,
     Role,
     StateCount,
     TaskMark,
@@ -45,6 +48,7 @@ from koubou_common.messages.values import (
     TaskView,
     WorkerConfig,
     WorkerMode,
+    WorkerStats,
     WorkerView,
 )
 
@@ -93,6 +97,9 @@ class Dispatch:
     timeout_s: Seconds | None
     strict_output: bool
     bytes_per_token: float  # measured for this model; 0: unknown
+    model_options: Annotated[tuple[Option, ...], Count(64)] = ()  # of the worker for this model: over its general ones
+    first_token_s: Seconds | None = None  # limits that follow from what was measured; None: the worker's own hold
+    total_s: Seconds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +207,33 @@ class TaskResult:
     output_offset: Counter
     output_length: Counter
     out_digest: Annotated[str, Chars(64)]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a task went where it did (its attempts), and where it would go now, while it waits."""
+
+    request_id: RequestId
+    task: TaskView
+    attempts: Annotated[tuple[AttemptView, ...], Count(100)]
+    rule: Sentence
+    candidates: Annotated[tuple[Candidate, ...], Count(100)] = ()  # who would get it first; of a task that waits
+    reasons: Annotated[tuple[ReasonCount, ...], Count(32)] = ()  # over all workers
+    effective_priority: float = 0.0  # raised by waiting; 0: it does not wait
+    ahead: Counter = 0  # tasks that go before it
+    starts_in_s: Seconds | None = None  # estimated; None: nobody can tell
+    starts_basis: Sentence = ""  # what that rests on
+    strategy: Word = ""  # that chooses now
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What each worker did in the last `hours`; workers without an attempt are left out."""
+
+    request_id: RequestId
+    hours: Counter
+    workers: Annotated[tuple[WorkerStats, ...], Count(500)]
+    factors: Annotated[tuple[FactorView, ...], Count(500)] = ()  # how they went in that time, newest first
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from typing import Annotated
 from koubou_common.messages.limits import (
     BATCH_TASKS,
     PART_TASKS,
+    Between,
     Chars,
     Count,
     Counter,
@@ -107,6 +108,23 @@ class GetStatus:
     """The workshop at a glance; answered with Status."""
 
     request_id: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class GetStats:
+    """What the workers did in the last hours; answered with Stats; an empty worker_id means all."""
+
+    request_id: RequestId
+    hours: Annotated[int, Between(1, 8_760)] = 24
+    worker_id: Word = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """Why a task went where it did, or what it waits for; answered with Explanation."""
+
+    request_id: RequestId
+    task_id: Id
 
 
 @dataclass(frozen=True, slots=True)

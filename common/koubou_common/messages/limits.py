@@ -9,6 +9,7 @@ GIB = 1024 * MIB
 
 MESSAGE_BYTES = 1_000_000  # one frame; libzmq's MAXMSGSIZE: a stranger can make us buffer no more than this
 INLINE_BYTES = 256 * KIB  # bodies travel inside a message while it stays below: one round trip
+KEPT_BYTES_LEAST = 4 * KIB  # inline bodies of this size stay with the agent; smaller ones are cheaper sent anew
 CHUNK_BYTES = 512 * KIB  # a blob's piece: two fit no message, so a piece never starves heartbeats for long
 CHUNKS_OUTSTANDING = 4  # pieces asked for ahead: fills a LAN, holds 2 MiB a transfer
 HWM_MESSAGES = 64  # high-water mark both ways: 1,000 was measured to hold 1 GiB

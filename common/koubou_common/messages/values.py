@@ -27,6 +27,7 @@ from koubou_common.messages.limits import (
     Uid,
     Word,
 )
+from koubou_common.reasons import Reason
 
 Scalar = bool | int | float | Annotated[str, Chars(1_000)]
 
@@ -148,6 +149,10 @@ class TaskSpec:
     out_path: Name = ""  # where the client will write the output; the broker only keeps it
     out_digest: Annotated[str, Chars(64)] = ""  # sha256, hex, of the file there at submit; empty: none
     queue_timeout_s: Seconds | None = None  # from the submission until the first attempt begins
+    capabilities: Annotated[tuple[Word, ...], Count(16)] = ()  # that its worker must have
+    same_digest: bool = False  # all tasks of the submission by one version of the model, chosen when it is accepted
+    use_cache: bool = True  # false: a new answer, whatever the result cache holds
+    prefix_files: Counter = 0  # of `files`, so many from the first on are the same in other tasks of the batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +173,7 @@ class AgentStatus:
     free_slots: Counter = 0
     last_dispatch: Counter = 0  # number of the last Dispatch received in this session
     releasing: Counter = 0  # slots that are not free although no attempt has them: Ollama is not done with a call
+    sequence: Counter = 0  # grows with every status of the session: an overtaken one is told by it; 0: not told
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +216,7 @@ class Metrics:
     overhead_ms: Millis = 0  # total without Ollama
     num_ctx: Counter = 0
     num_predict: Counter = 0
+    slot_wait_ms: Millis = 0  # dispatch received until its slot was free
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +243,7 @@ class WorkerConfig:
     options: Annotated[tuple[Option, ...], Count(64)] = ()
     thinking_allowance: Counter = 2048
     limits: WorkerLimits = WorkerLimits()
+    default_model_options: Annotated[tuple[Option, ...], Count(64)] = ()  # of that model: over the general ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +280,48 @@ class TaskView:
 
 
 @dataclass(frozen=True, slots=True)
+class ScorePart:
+    """One term of a worker's standing for a task, in points."""
+
+    name: Word  # factor, idle, busy, success, capability make the score; residency, prefix and others come beside it
+    points: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A worker weighed for a task: its score, or why not."""
+
+    worker_id: Word
+    eligible: bool
+    available: bool
+    score: float  # the sum that the policy names: factor, idle or busy, success, capability
+    reason: Sentence  # empty when available
+    code: Reason | None = None  # the reason in one word
+    parts: Annotated[tuple[ScorePart, ...], Count(16)] = ()
+    group: Counter = 0  # which of the rule's preferred groups it is in, from 0
+    finish_s: float = 0.0  # expected, from now; 0: not known
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonCount:
+    """How many workers were out for this reason."""
+
+    reason: Reason
+    count: Counter
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Why a worker got an attempt: the winner and the next, and how many were out for which reason."""
+
+    strategy: Word
+    rule: Sentence
+    candidates: Annotated[tuple[Candidate, ...], Count(8)]  # the winner first
+    reasons: Annotated[tuple[ReasonCount, ...], Count(32)] = ()
+    note: Sentence = ""  # what else spoke: it had waited long, went on with a loaded model; empty: nothing
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptView:
     """One try of a task, for `show` and `logs`."""
 
@@ -285,7 +335,8 @@ class AttemptView:
     message: Sentence
     metrics: Metrics
     log: Log
-    placement: Sentence  # why this worker: the winner, the next, counts by reason
+    placement: Sentence  # why this worker, in one line
+    decision: Decision | None = None  # the same in full, in explanations; None: elsewhere, or it is not kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +350,19 @@ class EventView:
     after: Word
     attempt: Counter  # 0: none
     reason: Sentence
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWindow:
+    """What a worker gives one model, and how fast it was measured with it."""
+
+    model: Name
+    num_ctx: Counter  # tokens
+    digest: Name = ""  # as its Ollama last said; empty: not known
+    prompt_tokens_per_s: float = 0.0  # 0: not measured
+    output_tokens_per_s: float = 0.0
+    first_token_limit_s: Seconds = 0.0  # that counts now; 0: what the worker's settings say
+    total_limit_s: Seconds = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +390,10 @@ class WorkerView:
     address: Name
     agent: Name  # software and platform
     can_work: bool = True  # as its agent last said; the issue tells why not
+    configured_factor: float = 0.0  # of workers.yaml; performance_factor is what counts now
+    factor_samples: Counter = 0  # successful runs behind the measured factor; 0: the configured one counts
+    foreign: Sentence = ""  # who else seems to use its Ollama; empty: nobody
+    windows: Annotated[tuple[ModelWindow, ...], Count(64)] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,6 +407,47 @@ class KeyView:
     expires_ms: Millis  # 0: never
     revoked: bool
     last_seen_ms: Millis
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCount:
+    """How many attempts ended with this class of failure."""
+
+    error_type: Word
+    count: Counter
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """What a worker did in the last hours (get_worker_stats of the requirements)."""
+
+    worker_id: Word
+    total: Counter  # attempts that ended
+    successful: Counter
+    avg_ms: float  # of the successful ones, dispatch received to outcome ready
+    min_ms: Millis
+    max_ms: Millis
+    success_rate: float  # 0..1; 1.0 where there are none
+    prompt_tokens: Counter = 0
+    output_tokens: Counter = 0  # thinking included
+    prompt_tokens_per_s: float = 0.0  # 0: not measured
+    output_tokens_per_s: float = 0.0
+    first_token_ms: Millis = 0  # mean
+    load_ms: Millis = 0  # mean of those that loaded a model
+    loads: Counter = 0  # how many did
+    slot_wait_ms: Millis = 0  # mean
+    errors: Annotated[tuple[ErrorCount, ...], Count(64)] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FactorView:
+    """A worker's performance factor became another one."""
+
+    worker_id: Word
+    at_ms: Millis
+    factor: float
+    samples: Counter  # successful runs it rests on; 0: the configured one counts again
+    baseline: Sentence  # whom it is measured against
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,17 +468,6 @@ class StateCount:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A worker weighed for a task: its score, or why not."""
-
-    worker_id: Word
-    eligible: bool
-    available: bool
-    score: float
-    reason: Sentence  # empty when available
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """Where a task would go now (`--dry-run`)."""
 
@@ -378,6 +476,11 @@ class Plan:
     rule: Sentence
     candidates: Annotated[tuple[Candidate, ...], Count(500)]
     refusal: Sentence  # empty: it would be accepted
+    token_error: float = 0.0  # mean relative error of that estimate so far; 0: nothing was measured yet
+    reasons: Annotated[tuple[ReasonCount, ...], Count(32)] = ()  # of workers that would not get it now
+    starts_in_s: Seconds | None = None  # estimated; None: nobody can tell
+    starts_basis: Sentence = ""  # what that rests on
+    digest: Name = ""  # the version of the model that `same_digest` would choose
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from koubou_common.settings.broker import (
 )
 from koubou_common.settings.example import example
 from koubou_common.settings.load import Shown, check, load, loads, schema, show
+from koubou_common.settings.performance import Performance
 from koubou_common.settings.routing import RoutingPolicy, Rule
 from koubou_common.settings.workers import (
     LocalWorker,
@@ -29,6 +30,7 @@ __all__ = [
     "Disk",
     "LocalWorker",
     "Manager",
+    "Performance",
     "RemoteWorker",
     "Retention",
     "Retry",

@@ -102,6 +102,19 @@ class Retention(SettingsModel):
     history_days: Days = Field(365, description="The record of the task without them, in days.")
 
 
+class ResultCache(SettingsModel):
+    """Whether a question that was answered before is answered at once, without a worker."""
+
+    enabled: bool = Field(
+        False,
+        description="Whether a task whose question was answered before, for the same client, gets that answer at once:"
+        " the same prompt, files, target, version of the model and options, with `seed` set or temperature 0.",
+    )
+    keep_days: Days = Field(
+        30, description="How old such an answer may be, in days; it goes with its task's output at the latest."
+    )
+
+
 class Disk(SettingsModel):
     """Room kept free, so that a full disk loses nothing."""
 
@@ -149,6 +162,7 @@ class BrokerSettings(SettingsModel):
     retry: Retry = Field(default_factory=Retry, description="How often a task is tried again.")
     breaker: Breaker = Field(default_factory=Breaker, description="When a failing worker rests.")
     retention: Retention = Field(default_factory=Retention, description="What is kept of ended tasks.")
+    result_cache: ResultCache = Field(default_factory=ResultCache, description="Answers given before, given again.")
     disk: Disk = Field(default_factory=Disk, description="Room kept free.")
     log_level: LogLevel = Field("info", description="debug, info, warning or error.")
     log_format: LogFormat = Field("auto", description="text, json, or auto: what fits a terminal, systemd or a file.")

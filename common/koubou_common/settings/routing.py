@@ -51,18 +51,31 @@ class Rule(SettingsModel):
 class RoutingPolicy(SettingsModel):
     """How a worker is chosen."""
 
-    strategy: Literal["priority_based"] = Field(
-        "priority_based", description="priority_based: by the rules below, then by score."
+    strategy: Literal["priority_based", "earliest_finish"] = Field(
+        "priority_based",
+        description=(
+            "priority_based: by the rules below, then by score. earliest_finish: by the rules below, then who is"
+            " expected to have it done first, waiting for a fast worker near the end of the work."
+        ),
     )
     rules: Annotated[tuple[Rule, ...], Field(strict=False, max_length=_RULES_MAX)] = Field(
         (), description="The first rule that holds a task's priority decides; no rule: all workers, by score."
+    )
+    aging_s: Annotated[float, Field(ge=0, le=SECONDS_MAX)] = Field(
+        1_800.0,
+        description="Seconds after which waiting raises a task's priority by one, again and again, to 7 at most"
+        " (8 to 10 are for people who wait now); 0: never.",
+    )
+    patience_s: Annotated[float, Field(ge=0, le=SECONDS_MAX)] = Field(
+        900.0,
+        description="Seconds for which others of its priority may go before a task because a box has their model"
+        " loaded; then the box loads the other one. 0: strictly in order.",
     )
 
     @field_validator("strategy", mode="before")
     @classmethod
     def _known_strategy(cls, written: object) -> object:
-        if written == "earliest_finish":
-            raise fault("'earliest_finish' is not there yet", "use 'priority_based' until it is")
         if isinstance(written, str) and written not in _STRATEGIES:
-            raise fault(f"should be 'priority_based' (got {written!r})", did_you_mean(written, _STRATEGIES))
+            known = " or ".join(repr(name) for name in _STRATEGIES)
+            raise fault(f"should be {known} (got {written!r})", did_you_mean(written, _STRATEGIES))
         return written

@@ -29,6 +29,7 @@ from koubou_common.settings.base import (
     part_of,
     raise_faults,
 )
+from koubou_common.settings.performance import Performance
 from koubou_common.settings.routing import GROUPS, RoutingPolicy
 from koubou_common.worker_settings import ANY_MODEL, AgentPlace, Location, WorkerSettings
 
@@ -80,7 +81,14 @@ class Limits(SettingsModel):
         description="Longest wait for the first token, in seconds; a prompt that needs more at the worker's"
         " measured speed gets three times what it needs.",
     )
-    total_s: Seconds = Field(3600.0, description="Longest attempt altogether, in seconds.")
+    total_s: Seconds = Field(
+        3600.0,
+        description="Longest attempt altogether, in seconds. Where speed was measured an attempt gets three times"
+        " what its longest answer needs, between total_least_s and this; a task's own --timeout counts instead.",
+    )
+    total_least_s: Seconds = Field(
+        600.0, description="No attempt is given less by what was measured, in seconds; total_s below it counts."
+    )
 
 
 class _Worker(SettingsModel):
@@ -104,7 +112,11 @@ class _Worker(SettingsModel):
     )
     capabilities: Annotated[
         tuple[Annotated[str, AfterValidator(_capability)], ...], Field(strict=False, max_length=64)
-    ] = Field(("general",), description="Types of tasks it is good at; each is worth 20 points for such a task.")
+    ] = Field(
+        ("general",),
+        description="Types of tasks it is good at; each is worth 20 points for such a task. A task may require some"
+        " (submit --capability).",
+    )
     labels: dict[str, str] = Field(
         default_factory=dict, description='Labels that tasks may require, {gpu: "3090"} for example.'
     )
@@ -112,6 +124,11 @@ class _Worker(SettingsModel):
         default_factory=lambda: dict(DEFAULT_OPTIONS),
         description="Ollama's options for every call: num_ctx is the window, num_predict the longest answer,"
         " both in tokens; `seed: 42` makes answers repeatable. Options left out keep these values.",
+    )
+    model_options: dict[Annotated[str, AfterValidator(_model_name)], dict[str, object]] = Field(
+        default_factory=dict,
+        description='Options for one model, over `options`: {"llama3:8b": {num_ctx: 16384}} gives it a larger'
+        " window. An agent of 0.1.0 keeps to `options`.",
     )
     thinking_allowance: int = Field(
         2048,
@@ -169,6 +186,26 @@ class _Worker(SettingsModel):
         )
         return {**DEFAULT_OPTIONS, **options}
 
+    @field_validator("model_options")
+    @classmethod
+    def _model_options_fit(
+        cls, model_options: dict[str, dict[str, object]], info: ValidationInfo
+    ) -> dict[str, dict[str, object]]:
+        faults: list[Fault] = []
+        models = info.data.get("models", (ANY_MODEL,))  # models at fault are reported by themselves
+        for number, (name, options) in enumerate(model_options.items()):
+            faults += [
+                Fault(message, route=(name, option))
+                for option, value in options.items()
+                for message in check_options({option: value}, from_task=False)
+            ]
+            if ANY_MODEL not in models and not any(same_model(name, model) for model in models):
+                faults.append(Fault("is not among the worker's models", did_you_mean(name, models), (name,)))
+            if any(same_model(name, other) for other in list(model_options)[:number]):
+                faults.append(Fault("means the same model as a line above", "write its options once", (name,)))
+        raise_faults(faults)
+        return model_options
+
     def _settings(
         self, *, location: Location, endpoint_url: str, agent: AgentPlace, slots: int, factor: float
     ) -> WorkerSettings:
@@ -185,6 +222,7 @@ class _Worker(SettingsModel):
             capabilities=self.capabilities,
             labels=dict(self.labels),
             options=dict(self.options),
+            model_options={name: dict(options) for name, options in self.model_options.items()},
             thinking_allowance=self.thinking_allowance,
             limits=WorkerLimits(
                 connect_s=self.limits.connect_s,
@@ -193,6 +231,7 @@ class _Worker(SettingsModel):
                 idle_s=self.network_timeout,
                 total_s=self.limits.total_s,
             ),
+            total_least_s=self.limits.total_least_s,
         )
 
 
@@ -285,6 +324,7 @@ class WorkersFile(SettingsModel):
 
     workers: Workers = Field(default_factory=Workers, description="Who works.")
     routing_policy: RoutingPolicy = Field(default_factory=RoutingPolicy, description="Who is preferred for what.")
+    performance: Performance = Field(default_factory=Performance, description="How the workers' speed is measured.")
     manager: Manager = Field(default_factory=Manager, description="How many workers are wanted.")
 
     @model_validator(mode="wrap")

@@ -1,0 +1,163 @@
+"""What waits is given out: in order, to whom the router names, those before it held back for a loaded model's sake."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from koubou_broker.core.attempts import Attempts
+from koubou_broker.core.state import State
+from koubou_broker.placing import Held, Placed
+from koubou_broker.queue import HIGH, Head
+from koubou_broker.roster import fits
+from koubou_broker.timers import Timer
+from koubou_broker.workers import LiveWorker
+from koubou_common.reasons import Reason
+
+STARVED = "starved"  # the alert's code
+# A person who waits for such a task waits minutes; who lets the rest stand for longer means it, or forgot a script.
+STARVED_AFTER_S = 3_600.0
+# As often as agents say something: what the choice to wait rested on has moved on by then.
+_LOOK_AGAIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _HeldBack:
+    """A task that would make these workers load another model while they have work for theirs."""
+
+    head: Head
+    worker_ids: frozenset[str]
+
+
+class Dispatching:
+    """Runs at the end of every step: what it costs does not depend on how many tasks wait or workers are busy."""
+
+    def __init__(self, state: State, attempts: Attempts) -> None:
+        self._state = state
+        self._attempts = attempts
+        self._held: list[_HeldBack] = []  # of the step at hand, in order
+        self._low_since_s: float | None = None  # something below HIGH waits, and nothing of it went since then
+
+    def dispatch_ready(self) -> None:
+        """Give out what can go now: the most urgent first, then first in, first out."""
+        state = self._state
+        self._watch_low()
+        if not len(state.queue):
+            return
+        now_s = state.now.mono_s
+        roster = state.router.roster
+        roster.refresh(now_s)
+        if not roster.free:
+            return
+        while roster.free:
+            head = state.queue.next(now_s)
+            if head is not None:
+                self._try(head)
+            elif not self._go_back():
+                break
+        self._held = []
+        state.queue.look_again()
+
+    def _try(self, head: Head) -> None:
+        """Give out the next task of all, or leave its lane for this step."""
+        state = self._state
+        now_s = state.now.mono_s
+        model = head.need.model
+
+        def is_kept(worker: LiveWorker) -> bool:
+            # What was kept from a task may go to its equals and betters for the loaded model, and to nobody else.
+            for one in self._held:
+                if worker.worker_id in one.worker_ids and not (
+                    head.priority >= one.head.priority and worker.is_resident(worker.model_for(model))
+                ):
+                    return True
+            return state.grouping.keeps(worker, head, now_s)
+
+        placed = self._place(head, is_kept)
+        if isinstance(placed, Placed):
+            self._go(head, placed)
+            return
+        state.queue.pass_over(head)  # nor is there a place for the rest of its lane
+        if placed.reason is Reason.KEPT_FOR_LOADED_MODEL:
+            self._held.append(_HeldBack(head, frozenset(placed.worker_ids)))
+        else:
+            self._look_again(placed)
+
+    def _go_back(self) -> bool:
+        """All had their turn, and nobody took what was kept: it is for those it was kept from."""
+        held, self._held = self._held, []
+        for one in held:
+            placed = self._place(one.head, lambda _worker: False)
+            if isinstance(placed, Placed):
+                # The lanes passed over may want what is loaded now.
+                self._state.queue.look_again()
+                self._go(one.head, placed)
+                return True
+            self._look_again(placed)
+        return False
+
+    def _look_again(self, held: Held) -> None:
+        """Soon, where a task waits for a box that is busy now: nobody tells when that is no longer wise."""
+        if held.reason is Reason.FASTER_ELSEWHERE:
+            self._state.timers.set(Timer.LOOK_AGAIN, "", self._state.now.mono_s + _LOOK_AGAIN_S)
+
+    def _place(self, head: Head, kept: Callable[[LiveWorker], bool]) -> Placed | Held:
+        state = self._state
+        now_s = state.now.mono_s
+        ready_s = now_s - state.tasks[head.task_id].ready_since_s
+        return state.router.place(
+            head.need, now_s, ready_s, lambda: state.queue.work_no_later(head.effective, now_s), kept
+        )
+
+    def _go(self, head: Head, placed: Placed) -> None:
+        state = self._state
+        worker = placed.worker
+        now_s = state.now.mono_s
+        overtaken = [one.head for one in self._held if worker.worker_id in one.worker_ids]
+        for one in overtaken:
+            state.grouping.overtaken(one, head, now_s)
+        notes = [placed.note, *self._notes(head, worker, len(overtaken))]
+        state.grouping.given(worker, worker.model_for(head.need.model), now_s)
+        self._watch_high(head, worker)
+        self._attempts.dispatch(
+            state.tasks[head.task_id], head.need, replace(placed, note="; ".join(filter(None, notes)))
+        )
+        state.router.roster.touch(worker.worker_id)
+        state.router.roster.refresh(now_s)
+
+    def _notes(self, head: Head, worker: LiveWorker, overtaken: int) -> list[str]:
+        notes = []
+        if head.effective > head.priority:
+            notes.append(f"raised from priority {head.priority} to {head.effective} by waiting")
+        if overtaken:
+            notes.append(f"before its turn: {worker.worker_id} goes on with the model it has loaded")
+        elif worker.would_swap(worker.model_for(head.need.model)) and self._state.grouping.is_over(
+            head, self._state.now.mono_s
+        ):
+            notes.append("others went before it for their loaded model for long enough")
+        return notes
+
+    def _watch_low(self) -> None:
+        """Note since when something below HIGH waits."""
+        state = self._state
+        if not state.queue.low:
+            self._low_since_s = None
+            if STARVED in state.alerts:
+                state.alert(STARVED, "")
+        elif self._low_since_s is None:
+            self._low_since_s = state.now.mono_s
+
+    def _watch_high(self, head: Head, worker: LiveWorker) -> None:
+        """Tell a person when the urgent have kept all others waiting for too long; the end of it too."""
+        state = self._state
+        if head.priority < HIGH:
+            self._low_since_s = state.now.mono_s
+            if STARVED in state.alerts:
+                state.alert(STARVED, "")
+            return
+        if self._low_since_s is None or state.now.mono_s - self._low_since_s < STARVED_AFTER_S:
+            return
+        if any(fits(need, worker) for need in state.queue.needs_below(HIGH)):
+            text = (
+                f"tasks of priority {HIGH} to 10 have kept all others waiting for more than"
+                f" {STARVED_AFTER_S / 60:.0f} minutes: submit with a lower priority what nobody waits for"
+            )
+            state.alert(STARVED, text)
