@@ -8,6 +8,9 @@ from koubou_broker.workers import LiveWorker
 _STEPS = 64  # of the patience: overtaking is noted to one of these; the clock begins a step too early at most
 
 _OTHERS_MOST = 8  # models that share the patience, for each of which a box is kept for a while
+# Of the patience, after which a task is due. Whoever is due still stands behind others that are, and a box behind the
+# task it is at: the rest of the patience is for that.
+DUE_SHARE = 0.75
 
 _Place = tuple[float, int]  # waits since, task id: the order among tasks of one priority
 
@@ -18,7 +21,7 @@ class Grouping:
     def __init__(self, queue: ReadyQueue, patience_s: float) -> None:
         """`patience_s` 0: nobody is overtaken."""
         self._queue = queue
-        self._patience_s = patience_s
+        self._patience_s = patience_s * DUE_SHARE
         self._fronts: dict[tuple[str, int], _Front] = {}  # by what a task asks for: model, priority
         self._turns: dict[str, tuple[str, float]] = {}  # by worker: the model it was given last, since when
 
