@@ -2,6 +2,7 @@
 
 import heapq
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -127,8 +128,7 @@ class ReadyQueue:
             if not of_model:
                 del self._of_model[lane.need.model]
         elif len(lane.entries) > 2 * lane.size + _SLACK_ENTRIES:
-            # Sorted is a heap too; a set, as a task that went and came back has two entries.
-            lane.entries = sorted({entry for entry in lane.entries if self._waits_in(lane, entry)})
+            self._tidy(lane)
 
     def next(self, now_s: float) -> Head | None:
         """The first in order of all lanes that were not passed over; None: there is none."""
@@ -171,16 +171,15 @@ class ReadyQueue:
         return min(AGED_MOST, priority + max(0, math.floor((now_s - since_s) / self._aging_s)))
 
     def ahead_of(self, task_id: int, now_s: float) -> int:
-        """How many tasks go before it. Costs a look at all tasks of the lanes that begin before it: for people."""
+        """How many tasks go before it. Costs a sort of the lanes that begin before it: for people."""
         own = self.head_of(task_id, now_s).place
         ahead = 0
         for lane in self._lanes.values():
             since_s, first = self._first(lane)
             if self._place(lane.priority, since_s, first, now_s) < own:
-                ahead += sum(
-                    self._waits_in(lane, entry) and self._place(lane.priority, *entry, now_s) < own
-                    for entry in set(lane.entries)
-                )
+                self._tidy(lane)
+                # Within a lane age keeps the order: those who go before it are its first.
+                ahead += self._before(lane, own, now_s)
         return ahead
 
     def work_no_later(self, effective: int, now_s: float) -> float:
@@ -238,6 +237,10 @@ class ReadyQueue:
     def _place(self, priority: int, since_s: float, task_id: int, now_s: float) -> tuple[int, float, int]:
         return -self.effective(priority, since_s, now_s), since_s, task_id
 
+    def _before(self, lane: _Lane, place: tuple[int, float, int], now_s: float) -> int:
+        """How many of a tidy lane come before this place."""
+        return bisect_left(lane.entries, place, key=lambda entry: self._place(lane.priority, entry[0], entry[1], now_s))
+
     def _head(self, waiting: _Waiting, task_id: int, now_s: float) -> Head:
         priority = waiting.lane.priority
         effective = self.effective(priority, waiting.since_s, now_s)
@@ -246,6 +249,14 @@ class ReadyQueue:
     def _waits_in(self, lane: _Lane, entry: tuple[float, int]) -> bool:
         waiting = self._tasks.get(entry[1])
         return waiting is not None and waiting.lane is lane and waiting.since_s == entry[0]
+
+    def _tidy(self, lane: _Lane) -> None:
+        """Sort a lane's entries, which keeps them a heap, and drop those that have gone."""
+        if len(lane.entries) == lane.size:
+            lane.entries.sort()
+        else:
+            # A set, as a task that went and came back has two entries.
+            lane.entries = sorted({entry for entry in lane.entries if self._waits_in(lane, entry)})
 
     def _first(self, lane: _Lane) -> tuple[float, int]:
         """The first entry of a lane that is not empty."""
