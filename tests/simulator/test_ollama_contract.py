@@ -124,6 +124,8 @@ def test_exchanges_mean_what_they_meant_when_recorded(name: str, replays: dict[s
         assert now.headers.get("Content-Type") == was["headers"].get("Content-Type"), was["label"]
         if was["label"] in ("num_predict 0", "tags", "show"):
             continue  # how far it came; files of another machine
+        if was["label"] == "format json" and now.status == 200:
+            continue  # sampled without a seed: it may end by itself or at its length
         mine, theirs = now.body or "".join(now.chunks), was.get("body") or "".join(was.get("chunks", ()))
         assert meaning(mine, was) == meaning(theirs, was), was["label"]
 
