@@ -105,11 +105,14 @@ class TaskRouter:
         waited_s: float,
         work_s: Callable[[], float] = lambda: 0.0,
         kept: Callable[[LiveWorker], bool] = lambda _worker: False,
+        *,
+        hoped_s: float = 0.0,
     ) -> Placed | Held:
         """The worker that gets it now, if one is available and neither the rule nor the strategy says to wait.
 
         The roster must be fresh. `work_s`: seconds of work, at factor 1.0, that goes no later than this task, itself
-        included. `kept`: whether a worker that could take it has something better to do.
+        included. `kept`: whether a worker that could take it has something better to do. `hoped_s`: how long ago it
+        was first told to wait for a busy worker.
         """
         available = [worker for worker in self.roster.free.values() if fits(need, worker)]
         if need.avoid in self.roster.free and available and self._has_others(need):
@@ -126,7 +129,7 @@ class TaskRouter:
                 kept_ids.append(worker.worker_id)
             else:
                 going.append(worker)
-        found = self.choose(need, going, now_s, waited_s, work_s) if going else None
+        found = self.choose(need, going, now_s, waited_s, work_s, hoped_s=hoped_s) if going else None
         if isinstance(found, Placed):
             return replace(found, kept=kept_ids)
         # What keeps it from those who could take it matters more than what keeps it from the others.
@@ -139,6 +142,8 @@ class TaskRouter:
         now_s: float,
         waited_s: float,
         work_s: Callable[[], float],
+        *,
+        hoped_s: float,
     ) -> Placed | Held:
         """Which of these gets it, by rule and strategy."""
         choices = [self._scales.choice(need, worker) for worker in available]
@@ -151,10 +156,16 @@ class TaskRouter:
         best = self.strategy.choose(
             choices, lambda: self._scales.otherwise_s(need, choices, self._busy(need), work_s(), now_s)
         )
+        notes = []
         if best is None:
-            return Held(Reason.FASTER_ELSEWHERE)
-        note = "no preferred worker was available" if groups and best.group == groups else ""
-        return Placed(best, choices, note)
+            best = min(choices, key=order_of(self.strategy))
+            if hoped_s < best.finish_s:
+                return Held(Reason.FASTER_ELSEWHERE)
+            # More urgent tasks may take the faster ones again and again, which no estimate of today's work shows.
+            notes.append("it waited for a faster worker for as long as this one needs")
+        if groups and best.group == groups:
+            notes.append("no preferred worker was available")
+        return Placed(best, choices, "; ".join(notes))
 
     def obstacle(self, need: Need, worker: LiveWorker, now_s: float) -> Reason | None:
         """Why the worker is not eligible; None: it is. Of those who never will be, `misfit` knows the very reason."""

@@ -21,6 +21,7 @@ from support.core_play import (
     saved,
     sent,
     some_settings,
+    task_ids,
     the,
     with_settings,
 )
@@ -170,6 +171,27 @@ def test_a_task_does_not_wait_for_ever_for_a_fast_box_that_hangs() -> None:
             assert the(sent(effects, Dispatch)).session == play.session_of(A)
             return
     raise AssertionError("it still waits")
+
+
+def test_a_task_does_not_wait_for_ever_for_a_fast_box_that_more_urgent_tasks_take_again_and_again() -> None:
+    play = slow_and_fast()
+    urgent = play.dispatched(a_spec("urgent", priority=9))
+    effects = play.submit(a_spec("the rest", priority=2))
+    assert not sent(effects, Dispatch)
+    task_id = the(task_ids(effects))
+    for nth in range(100):
+        assert not sent(play.submit(a_spec(f"urgent {nth}", priority=9)), Dispatch), "only the fast box is for it"
+        effects = play.wait(5.0) + play.say(A, a_heartbeat(a_status()))
+        effects += play.say(B, a_result(urgent.attempt_uid, a_status(last=99)))
+        dispatched = {one.task_id: one for one in sent(effects, Dispatch)}
+        rest = dispatched.pop(task_id, None)
+        if rest is not None:
+            assert rest.session == play.session_of(A)
+            decided = next(one for one in saved(effects, Decided) if one.task_id == task_id)
+            assert "waited for a faster worker" in decided.decision.note
+            return
+        urgent = the(list(dispatched.values()))
+    raise AssertionError("it still waits beside a free box")
 
 
 def test_with_plenty_of_work_the_slow_box_works_too() -> None:

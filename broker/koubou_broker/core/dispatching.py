@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from koubou_broker.core.attempts import Attempts
+from koubou_broker.core.standings import hoped_s
 from koubou_broker.core.state import State
 from koubou_broker.placing import Held, Placed
 from koubou_broker.queue import HIGH, Head
@@ -79,7 +80,7 @@ class Dispatching:
         if placed.reason is Reason.KEPT_FOR_LOADED_MODEL:
             self._held.append(_HeldBack(head, frozenset(placed.worker_ids)))
         else:
-            self._look_again(placed)
+            self._look_again(head, placed)
 
     def _go_back(self) -> bool:
         """All had their turn, and nobody took what was kept: it is for those it was kept from."""
@@ -91,20 +92,28 @@ class Dispatching:
                 self._state.queue.look_again()
                 self._go(one.head, placed)
                 return True
-            self._look_again(placed)
+            self._look_again(one.head, placed)
         return False
 
-    def _look_again(self, held: Held) -> None:
+    def _look_again(self, head: Head, held: Held) -> None:
         """Soon, where a task waits for a box that is busy now: nobody tells when that is no longer wise."""
         if held.reason is Reason.FASTER_ELSEWHERE:
+            task = self._state.tasks[head.task_id]
+            if task.hopes_since_s is None:
+                task.hopes_since_s = self._state.now.mono_s
             self._state.timers.set(Timer.LOOK_AGAIN, "", self._state.now.mono_s + _LOOK_AGAIN_S)
 
     def _place(self, head: Head, kept: Callable[[LiveWorker], bool]) -> Placed | Held:
         state = self._state
         now_s = state.now.mono_s
-        ready_s = now_s - state.tasks[head.task_id].ready_since_s
+        task = state.tasks[head.task_id]
         return state.router.place(
-            head.need, now_s, ready_s, lambda: state.queue.work_no_later(head.effective, now_s), kept
+            head.need,
+            now_s,
+            now_s - task.ready_since_s,
+            lambda: state.queue.work_no_later(head.effective, now_s),
+            kept,
+            hoped_s=hoped_s(state, task),
         )
 
     def _go(self, head: Head, placed: Placed) -> None:

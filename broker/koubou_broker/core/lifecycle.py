@@ -84,6 +84,7 @@ class Lifecycle:
         task.asks_cache = False
         need = state.router.need_of(task.spec, task.excluded, task.avoid)
         task.ready_since_s = state.now.mono_s
+        task.hopes_since_s = None
         self._queue(task, need)
         wait_s = state.router.overflow_after_s(need.rule)
         if wait_s > 0:

@@ -84,6 +84,11 @@ def waited_s(state: State, task: Task) -> float:
     return state.now.mono_s - task.ready_since_s if task.task_id in state.queue else 0.0
 
 
+def hoped_s(state: State, task: Task) -> float:
+    """How long a task has waited for a faster worker."""
+    return state.now.mono_s - task.hopes_since_s if task.hopes_since_s is not None else 0.0
+
+
 def _in_words(state: State, need: Need, worker: LiveWorker, reason: Reason | None) -> str:
     return state.router.in_words(need, worker, reason) if reason is not None else ""
 
@@ -108,6 +113,7 @@ def _held(state: State, task: Task, head: Head) -> dict[str, Reason] | Reason | 
         waited_s(state, task),
         lambda: state.queue.work_no_later(head.effective, now_s),
         lambda worker: state.grouping.keeps(worker, head, now_s),
+        hoped_s=hoped_s(state, task),
     )
     match found:
         case Placed():
