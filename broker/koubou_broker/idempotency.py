@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable
 
 from koubou_common.messages.values import TaskSpec
-from koubou_common.models import normal_model
+from koubou_common.models import full_model
 
 
 def submission_hash(principal: str, key: str) -> int:
@@ -28,7 +28,8 @@ def _canonical(spec: TaskSpec) -> bytes:
         tuple((file.name, file.body.sha256) for file in spec.files),
         spec.target,
         spec.repo,
-        normal_model(spec.model) if spec.model else "",
+        # Its case counts, as in 0.1.0: a submission repeated after an upgrade must still be the same one.
+        full_model(spec.model) if spec.model else "",
         spec.task_type,
         tuple(sorted((option.name, repr(option.value)) for option in spec.options)),
         spec.worker,
@@ -41,6 +42,6 @@ def _canonical(spec: TaskSpec) -> bytes:
     )
     wishes = (tuple(sorted(set(spec.capabilities))), spec.same_digest)
     if any(wishes):
-        # Only where there are some: a submission repeated after an upgrade must still be the same one.
+        # Only where there are some, for the same reason.
         wanted = (*wanted, wishes)
     return repr(wanted).encode("utf-8", "surrogatepass")

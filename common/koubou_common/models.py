@@ -22,7 +22,12 @@ def normal_model(name: str) -> str:
 
     Ollama finds a model whatever the case of its name, and keeps no two that differ in it alone.
     """
-    plain = name.strip().lower()
+    return full_model(name.lower())
+
+
+def full_model(name: str) -> str:
+    """A model's name with its tag, without what Ollama puts before it by itself, its case as written."""
+    plain = name.strip()
     for prefix in _DEFAULT_PREFIXES:
         plain = plain.removeprefix(prefix)
     _, tag = _split(plain)

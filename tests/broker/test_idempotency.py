@@ -63,6 +63,18 @@ def test_a_submission_of_an_older_release_is_still_the_same_after_an_upgrade() -
     assert digest(BASE).hex() == "0fbeb7402c045464308b276a190638fe7e0589789a71a8fc5c6689c1eeeec24f"
 
 
+@pytest.mark.parametrize(
+    ("model", "known"),
+    [
+        ("Qwen2.5-Coder:7B-Q4_K_M", "e9c1db76534aefaf682dc8ba3d2bb6e9f0582b43fae35fbf16fa73827012b8f1"),
+        ("library/Qwen2.5-Coder", "d02fdd742c8265cd14ef13c2a277a16e98786d022ae689ae6c48baa432d72335"),
+    ],
+)
+def test_a_model_in_capitals_is_told_apart_as_by_older_releases(model: str, known: str) -> None:
+    """These two were made by 0.1.0, which kept the case."""
+    assert digest(replace(BASE, model=model)).hex() == known
+
+
 def test_one_task_is_not_a_batch_of_one() -> None:
     assert digest(BASE) != digest(BASE, as_batch=True)
 
