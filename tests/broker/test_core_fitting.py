@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from koubou_broker.core_settings import WorkerSettings
-from koubou_broker.effects import Alert, Effect
+from koubou_broker.effects import Alert, Effect, Peer
 from koubou_common.errors import Code, ErrorClass
 from koubou_common.messages import (
     AgentHello,
@@ -38,6 +38,7 @@ from support.core_play import (
     refusal,
     sent,
     some_settings,
+    task_ids,
     the,
 )
 
@@ -161,6 +162,29 @@ def test_a_ratio_follows_many_small_differences() -> None:
         play.say(W1, done)
     ratio = play.core._state.router.fitting.bytes_per_token(MODEL)
     assert ratio == pytest.approx((8_000 + 1_150) / 1_700, rel=0.01)
+
+
+def test_a_task_goes_to_a_window_that_turned_out_large_enough_while_it_waited() -> None:
+    play = Play(some_settings(a_worker("small"), a_worker("big", num_ctx=131_072)))
+    small, big = an_agent("small"), an_agent("big")
+    play.join(small)
+    play.join(big)
+
+    def learn(name: str, agent: Peer, tokens: int) -> list[Effect]:
+        dispatch = play.dispatched(a_spec(name, size_bytes=8_000, worker=agent.name))
+        metrics = Metrics(prompt_tokens=tokens, output_tokens=5, total_ms=10)
+        return play.say(agent, replace(a_result(dispatch.attempt_uid, a_status(last=99)), metrics=metrics))
+
+    learn("dense", big, 4_000)
+    play.dispatched(a_spec("busy", worker="big"))
+    waits = [the(task_ids(play.submit(a_spec(f"long {nth}", size_bytes=60_000)))) for nth in range(3)]
+    assert all("big" in waits_for(play, one) for one in waits), "at two bytes a token the small one surely cannot"
+    sparse = (learn(f"sparse {nth}", small, 900) for nth in range(20))
+    first = next(one for effects in sparse for one in sent(effects, Dispatch))
+    assert first.task_id == waits[0]
+    assert play.shelf.attempts[first.attempt_uid].worker_id == "small"
+    effects = play.say(small, a_result(first.attempt_uid, a_status(last=99)))
+    assert the(sent(effects, Dispatch)).task_id == waits[1]
 
 
 # Models

@@ -77,7 +77,7 @@ class Core:
         self._lifecycle = Lifecycle(self._state)
         self._cache = ResultCache(self._state, self._lifecycle)
         self._attempts = Attempts(self._state, self._lifecycle, self._cache)
-        self._dispatching = Dispatching(self._state, self._attempts)
+        self._dispatching = Dispatching(self._state, self._lifecycle, self._attempts)
         self._agents = Agents(self._state, self._lifecycle, self._attempts)
         self._keys = PrincipalKeys(self._state, self._agents)
         self._submissions = Submissions(self._state, self._lifecycle, self._cache)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from koubou_broker.core.attempts import Attempts
+from koubou_broker.core.lifecycle import Lifecycle
 from koubou_broker.core.standings import hoped_s
 from koubou_broker.core.state import State
 from koubou_broker.placing import Held, Placed
@@ -18,6 +19,7 @@ STARVED = "starved"  # the alert's code
 STARVED_AFTER_S = 3_600.0
 # As often as agents say something: what the choice to wait rested on has moved on by then.
 _LOOK_AGAIN_S = 5.0
+_SORTED_AGAIN_MOST = 200  # tasks in one step: a whole batch may have to, and others wait for the loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,12 @@ class _HeldBack:
 class Dispatching:
     """Runs at the end of every step: what it costs does not depend on how many tasks wait or workers are busy."""
 
-    def __init__(self, state: State, attempts: Attempts) -> None:
+    def __init__(self, state: State, lifecycle: Lifecycle, attempts: Attempts) -> None:
         self._state = state
+        self._lifecycle = lifecycle
         self._attempts = attempts
         self._held: list[_HeldBack] = []  # of the step at hand, in order
+        self._sorted_again = 0  # in the step at hand
         self._low_since_s: float | None = None  # something below HIGH waits, and nothing of it went since then
 
     def dispatch_ready(self) -> None:
@@ -48,6 +52,7 @@ class Dispatching:
         roster.refresh(now_s)
         if not roster.free:
             return
+        self._sorted_again = 0
         while roster.free:
             head = state.queue.next(now_s)
             if head is not None:
@@ -76,11 +81,27 @@ class Dispatching:
         if isinstance(placed, Placed):
             self._go(head, placed)
             return
+        if self._sort_again(head):
+            return
         state.queue.pass_over(head)  # nor is there a place for the rest of its lane
         if placed.reason is Reason.KEPT_FOR_LOADED_MODEL:
             self._held.append(_HeldBack(head, frozenset(placed.worker_ids)))
         else:
             self._look_again(head, placed)
+
+    def _sort_again(self, head: Head) -> bool:
+        """Whether what was measured since it was sorted in lets other workers run it; then it is sorted in anew.
+
+        All that wait at each such measurement would be too many, and those that find a worker need it not.
+        """
+        task = self._state.tasks[head.task_id]
+        if self._sorted_again >= _SORTED_AGAIN_MOST:
+            return False
+        if self._state.router.need_of(task.spec, task.excluded, task.avoid) == head.need:
+            return False
+        self._sorted_again += 1
+        self._lifecycle.requeue_bucket(task)
+        return True
 
     def _go_back(self) -> bool:
         """All had their turn, and nobody took what was kept: it is for those it was kept from."""
