@@ -19,6 +19,7 @@ from koubou_common.messages.values import Candidate, Decision
 from koubou_common.reasons import Reason
 
 _SENTENCE_CHARS = 2_000
+_AVOIDED_S = 600.0  # more urgent tasks may take all other workers for hours; by then a person would try again by hand
 
 
 class TaskRouter:
@@ -115,7 +116,8 @@ class TaskRouter:
         was first told to wait for a busy worker.
         """
         available = [worker for worker in self.roster.free.values() if fits(need, worker)]
-        if need.avoid in self.roster.free and available and self._has_others(need):
+        is_avoided = need.avoid in self.roster.free and hoped_s < _AVOIDED_S
+        if is_avoided and available and self._has_others(need):
             # Better to wait for another one than to fail on the same box again.
             available = [worker for worker in available if worker.worker_id != need.avoid]
             if not available:

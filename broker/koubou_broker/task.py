@@ -89,7 +89,7 @@ class Task:
     #: it waits since then: submitted or retried, whatever attempts it had
     waiting_since_s: float = 0.0
     ready_since_s: float = 0.0
-    #: since then a worker that is busy was expected to have it done sooner than one that was free; None: never
+    #: since then it waits for a busy worker although another one was free for it; None: it does not
     hopes_since_s: float | None = None
     #: it waits for the result cache's word, and is not ready before
     asks_cache: bool = False

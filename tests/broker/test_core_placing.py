@@ -194,6 +194,25 @@ def test_a_task_does_not_wait_for_ever_for_a_fast_box_that_more_urgent_tasks_tak
     raise AssertionError("it still waits beside a free box")
 
 
+def test_a_task_does_not_avoid_a_box_for_ever_while_more_urgent_tasks_take_the_other_again_and_again() -> None:
+    play = Play(some_settings(a_worker("a"), a_worker("b")))
+    play.join(A)
+    failed = play.dispatched(a_spec("failed", priority=2))
+    play.join(B)
+    urgent = play.dispatched(a_spec("urgent", priority=9))
+    assert not sent(play.say(A, a_failure(failed.attempt_uid, ErrorClass.OLLAMA_ERROR, a_status(last=99))), Dispatch)
+    for nth in range(150):
+        play.submit(a_spec(f"urgent {nth}", priority=9, worker="b"))
+        effects = play.wait(6.0) + play.say(A, a_heartbeat(a_status(last=99)))
+        dispatched = {one.task_id: one for one in sent(effects, Dispatch)}
+        if failed.task_id in dispatched:
+            assert nth * 6.0 > 500.0, "it should be glad of another one for a while"
+            assert dispatched[failed.task_id].session == play.session_of(A)
+            return
+        urgent = the(sent(play.say(B, a_result(urgent.attempt_uid, a_status(last=99))), Dispatch))
+    raise AssertionError("it still waits beside a free box")
+
+
 def test_with_plenty_of_work_the_slow_box_works_too() -> None:
     play = slow_and_fast()
     dispatched = sent(play.submit(*(a_spec(f"task {nth}") for nth in range(40))), Dispatch)

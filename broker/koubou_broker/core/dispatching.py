@@ -118,7 +118,7 @@ class Dispatching:
 
     def _look_again(self, head: Head, held: Held) -> None:
         """Soon, where a task waits for a box that is busy now: nobody tells when that is no longer wise."""
-        if held.reason is Reason.FASTER_ELSEWHERE:
+        if held.reason in (Reason.FASTER_ELSEWHERE, Reason.AVOIDED):
             task = self._state.tasks[head.task_id]
             if task.hopes_since_s is None:
                 task.hopes_since_s = self._state.now.mono_s

@@ -85,7 +85,7 @@ def waited_s(state: State, task: Task) -> float:
 
 
 def hoped_s(state: State, task: Task) -> float:
-    """How long a task has waited for a faster worker."""
+    """For how long a task was left waiting for a busy worker although another one was free."""
     return state.now.mono_s - task.hopes_since_s if task.hopes_since_s is not None else 0.0
 
 
