@@ -7,7 +7,7 @@ import pytest
 from koubou_broker.core_settings import CoreSettings, PerformanceSettings
 from koubou_broker.records import FactorChange, Worker, WorkerMetric
 from koubou_common.errors import Code, ErrorClass
-from koubou_common.messages import Cancel, Dispatch, GetStats, GetWorkers, Goodbye, Stats, Workers
+from koubou_common.messages import Cancel, Dispatch, Error, GetStats, GetWorkers, Goodbye, Stats, Workers
 from koubou_common.messages.values import Metrics, Option, WorkerLimits, WorkerView
 from support.core_play import (
     MODEL,
@@ -255,6 +255,24 @@ def test_stats_of_a_worker_that_never_was_are_refused() -> None:
     play = a_play()
     play.join(MIKA)
     assert refusal(play.say(MIKA, GetStats("r", worker_id="w9"))).code is Code.NOT_FOUND
+
+
+def test_stats_are_worked_out_once_at_a_time_for_each_client() -> None:
+    play = a_play()
+    play.join(MIKA)
+    play.answering = False
+    play.say(MIKA, GetStats("r1"))
+    busy = refusal(play.say(MIKA, GetStats("r2")))
+    assert (busy.code, busy.request_id, busy.retry_after_s) == (Code.BUSY, "r2", 1.0)
+    first = play.session_of(MIKA)
+    play.join(MIKA)
+    assert refusal(play.say(MIKA, GetStats("r3"))).code is Code.BUSY, "in all its sessions together"
+    question = the(play.questions)
+    play.questions.clear()
+    failed = the(sent(play.step(play.core.not_found(question.token, play.now)), Error))
+    assert (failed.code, failed.request_id) == (Code.INTERNAL, "r1")
+    play.say(MIKA, GetStats("r4"), first)
+    assert the(sent(play.answer_questions(), Stats)).request_id == "r4"
 
 
 def test_limits_follow_the_measured_rates_and_a_tasks_own_timeout_beats_them() -> None:

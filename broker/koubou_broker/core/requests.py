@@ -46,6 +46,7 @@ class Requests:
     def __init__(self, state: State, lifecycle: Lifecycle) -> None:
         self._state = state
         self._lifecycle = lifecycle
+        self._counting: set[str] = set()  # principals whose stats are being worked out
 
     def tasks(self, session: Session, message: GetTasks) -> None:
         """A page, newest first."""
@@ -179,8 +180,17 @@ class Requests:
         """What the workers did in the last hours; everybody may know, as everybody shares them."""
         state = self._state
         known = message.worker_id in ("", *state.workers)
+        if session.name in self._counting:
+            # Over a year's rows it takes a second or more, in which nobody else's questions are looked up.
+            raise Refusal(Code.BUSY, "stats are being worked out for you already", retry_after_s=1.0)
+
+        def failed(refusal: Refusal) -> None:
+            self._counting.discard(session.name)
+            if session.session in state.sessions:
+                state.refuse(session.session, message.request_id, refusal)
 
         def then(found: Found) -> None:
+            self._counting.discard(session.name)
             if not known and not found.stats:
                 raise Refusal(Code.NOT_FOUND, f"no worker {message.worker_id!r} is known")
             factors = tuple(
@@ -189,7 +199,8 @@ class Requests:
             state.send(session.session, Stats(message.request_id, message.hours, found.stats, factors))
 
         since_ms = max(1, state.now.wall_ms - message.hours * _HOUR_MS)
-        state.lookup(session.session, FindStats(since_ms, message.worker_id), then, message.request_id)
+        state.lookup(session.session, FindStats(since_ms, message.worker_id), then, message.request_id, failed=failed)
+        self._counting.add(session.name)
 
     def watch(self, session: Session, message: Watch) -> None:
         """The states now, then every change until all have ended."""
