@@ -44,6 +44,7 @@ _ENDINGS = (
 )
 _SLOW_S = (90.0, 300.0)
 _REFUSED_S = 0.2  # an Ollama that is not there says so at once
+_PROBE_S = 20.0  # until a probe sees what was pulled
 _FETCH_MOST_S = 600.0  # as `koubou_agent.inputs`
 _TO_AGENT = get_args(ToAgent)
 
@@ -81,6 +82,8 @@ class AgentNode:
         self._life.is_alive = False
         self._inputs = InputsModel(self._cache)
         self._ollama = Ollama(self.world.seed)
+        if self.world.habits.pulls_every_s:
+            self._pull_models_later()
 
     @property
     def spool(self) -> dict[str, Outcome]:
@@ -314,6 +317,7 @@ class AgentNode:
     def _run(self, core: AgentCore, dispatch: Dispatch) -> None:
         uid, faults = dispatch.attempt_uid, self.world.faults
         core.progress(uid, "answering", 1)
+        self.work.answerers[uid] = dispatch.model, self._ollama.digest_of(dispatch.model)
         if self._ollama.load(dispatch.model):
             self.work.loads += 1
             self._life.after(0.0, lambda: self._probe(core))
@@ -324,6 +328,18 @@ class AgentNode:
             self._life.after(seconds, self.crash)
             return
         self._life.after(seconds, lambda: self._came_to_its_end(core, uid))
+
+    def _pull_models_later(self) -> None:
+        """`ollama pull`, on a healed box too: a task that keeps to one version waits until it is back."""
+
+        def pull() -> None:
+            self._ollama.pull()
+            core = self.core
+            if core is not None:  # which hears of it when it looks the next time
+                self._life.after(self.world.draws.uniform(0.0, _PROBE_S), lambda: self._probe(core))
+            self._pull_models_later()
+
+        self.world.after(self.world.draw_s(self.world.habits.pulls_every_s), pull)
 
     def _probe(self, core: AgentCore) -> None:
         if self.core is core:

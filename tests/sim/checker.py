@@ -13,12 +13,10 @@ by asking for every task when all is over; `right` where the only right output o
 """
 
 import itertools
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 
 from koubou_common.messages.values import AttemptState, TaskState
+from sim.answer_checks import alike, earlier_answers, of_one_version
 from sim.facts import (
     Accepted,
     AttemptRow,
@@ -30,6 +28,7 @@ from sim.facts import (
     Told,
     Violation,
 )
+from sim.view import View
 
 __all__ = [
     "Accepted",
@@ -77,49 +76,12 @@ class BrokenPromiseError(AssertionError):
 
 def violations(facts: Facts) -> list[Violation]:
     """Every broken promise, in the order of their names."""
-    view = _View(facts)
+    view = View(facts)
     found = [violation for check in _CHECKS for violation in check(view)]
     return sorted(found, key=lambda one: int(one.invariant.name[1:]))
 
 
-@dataclass(frozen=True)
-class _View:
-    """The facts by task and by attempt."""
-
-    facts: Facts
-
-    @cached_property
-    def tasks(self) -> dict[int, TaskRow]:
-        return {row.task_id: row for row in self.facts.tasks}
-
-    @cached_property
-    def attempts(self) -> dict[str, AttemptRow]:
-        return {row.uid: row for row in self.facts.attempts}
-
-    @cached_property
-    def attempts_of(self) -> dict[int, list[AttemptRow]]:
-        found: dict[int, list[AttemptRow]] = defaultdict(list)
-        for row in self.facts.attempts:
-            found[row.task_id].append(row)
-        return found
-
-    @cached_property
-    def events_of(self) -> dict[int, list[EventRow]]:
-        found: dict[int, list[EventRow]] = defaultdict(list)
-        for row in self.facts.events:
-            found[row.task_id].append(row)
-        return found
-
-    def winners(self, task: TaskRow) -> list[AttemptRow]:
-        """The attempts of this generation that are recorded as its success."""
-        return [
-            row
-            for row in self.attempts_of[task.task_id]
-            if row.state is AttemptState.SUCCEEDED and row.generation == task.generation
-        ]
-
-
-def _acknowledged_ends(view: _View) -> Iterator[Violation]:
+def _acknowledged_ends(view: View) -> Iterator[Violation]:
     facts = view.facts
     for one in facts.accepted:
         for task_id in one.task_ids:
@@ -140,7 +102,7 @@ def _acknowledged_ends(view: _View) -> Iterator[Violation]:
                 yield Violation(Invariant.I1, task_id, f"{one.principal} could not learn how it ended")
 
 
-def _one_task_a_key(view: _View) -> Iterator[Violation]:
+def _one_task_a_key(view: View) -> Iterator[Violation]:
     facts = view.facts
     ids_of: dict[tuple[str, str], tuple[int, ...]] = {}
     meaning: dict[int, tuple[str, str]] = {}
@@ -164,14 +126,15 @@ def _one_task_a_key(view: _View) -> Iterator[Violation]:
             yield Violation(Invariant.I2, task.task_id, text)
 
 
-def _one_outcome(view: _View) -> Iterator[Violation]:
+def _one_outcome(view: View) -> Iterator[Violation]:
     facts = view.facts
     yield from _unchanged_rows(facts)
     for task in facts.tasks:
         won = view.winners(task)
         if task.state is TaskState.SUCCEEDED:
-            if facts.attempts and len(won) != 1:
-                yield Violation(Invariant.I3, task.task_id, f"{len(won)} attempts are recorded as its success")
+            if facts.attempts and len(won) != (0 if task.is_cached else 1):
+                said = f"{len(won)} attempts are recorded as its success{', an earlier answer' * task.is_cached}"
+                yield Violation(Invariant.I3, task.task_id, said)
         elif won:
             yield Violation(Invariant.I3, task.task_id, f"is {task.state}, and attempt {won[0].number} its success")
         rows = view.attempts_of[task.task_id]
@@ -196,7 +159,7 @@ def _unchanged_rows(facts: Facts) -> Iterator[Violation]:
         last[row.task_id] = row
 
 
-def _told_the_same(view: _View) -> Iterator[Violation]:
+def _told_the_same(view: View) -> Iterator[Violation]:
     facts = view.facts
     first: dict[int, Told] = {}
     for one in facts.told:
@@ -214,7 +177,7 @@ def _told_the_same(view: _View) -> Iterator[Violation]:
             yield Violation(Invariant.I3, one.task_id, f"{one.principal} is told {one.state}, recorded is {task.state}")
 
 
-def _outcome_of_its_own(view: _View) -> Iterator[Violation]:
+def _outcome_of_its_own(view: View) -> Iterator[Violation]:
     facts = view.facts
     for attempt in facts.attempts:
         task_id = facts.issued.get(attempt.uid)
@@ -235,26 +198,30 @@ def _outcome_of_its_own(view: _View) -> Iterator[Violation]:
             yield Violation(Invariant.I4, task.task_id, text)
 
 
-def _cancels_stay(view: _View) -> Iterator[Violation]:
+def _cancels_stay(view: View) -> Iterator[Violation]:
     for principal, task_id in sorted(view.facts.cancels):
         task = view.tasks.get(task_id)
         if task is not None and task.state is not TaskState.CANCELLED and task_id not in view.facts.reopened:
             yield Violation(Invariant.I5, task_id, f"{principal}'s cancel was acknowledged, and it is {task.state}")
 
 
-def _spools_keep(view: _View) -> Iterator[Violation]:
+def _spools_keep(view: View) -> Iterator[Violation]:
     facts = view.facts
     for uid in sorted(facts.let_go - facts.parked):
         attempt = view.attempts.get(uid)
-        stored = STORED_SUCCESS if uid in facts.outputs else STORED_FAILURE
         if attempt is None:
             yield Violation(Invariant.I6, 0, f"attempt {uid} left its spool and is neither recorded nor parked")
-        elif attempt.state not in stored:
+            continue
+        stored: tuple[AttemptState, ...] = STORED_SUCCESS if uid in facts.outputs else STORED_FAILURE
+        wanted = facts.version_of.get(attempt.task_id)
+        if wanted and uid in facts.outputs and facts.versions.get(uid, wanted) != wanted:
+            stored = (*STORED_FAILURE, AttemptState.LATE)  # an answer, and not one that was asked for
+        if attempt.state not in stored:
             text = f"attempt {uid} left its spool and is recorded as {attempt.state}"
             yield Violation(Invariant.I6, attempt.task_id, text)
 
 
-def _finished_counts(view: _View) -> Iterator[Violation]:
+def _finished_counts(view: View) -> Iterator[Violation]:
     facts = view.facts
     ended: set[tuple[int, int]] = set()  # (task, generation)
     for row in facts.written:
@@ -271,7 +238,7 @@ def _finished_counts(view: _View) -> Iterator[Violation]:
         yield Violation(Invariant.I7, task_id, f"the outcome of attempt {uid} was never delivered")
 
 
-def _within_slots(view: _View) -> Iterator[Violation]:
+def _within_slots(view: View) -> Iterator[Violation]:
     for load in view.facts.loads:
         if load.running > load.slots:
             yield Violation(Invariant.I8, 0, f"{load.worker_id} ran {load.running} attempts in {load.slots} slots")
@@ -279,7 +246,7 @@ def _within_slots(view: _View) -> Iterator[Violation]:
             yield Violation(Invariant.I8, 0, f"{load.worker_id} was given {load.given} attempts for {load.slots} slots")
 
 
-def _nothing_of_others(view: _View) -> Iterator[Violation]:
+def _nothing_of_others(view: View) -> Iterator[Violation]:
     facts = view.facts
     owners = {task_id: one.principal for one in (*facts.voided, *facts.accepted) for task_id in one.task_ids}
     owners |= {task.task_id: task.principal for task in facts.tasks}
@@ -293,7 +260,7 @@ def _nothing_of_others(view: _View) -> Iterator[Violation]:
             yield Violation(Invariant.I9, attempt.task_id, f"{worker_id} saw attempt {uid} of {attempt.worker_id}")
 
 
-def _events_replay(view: _View) -> Iterator[Violation]:
+def _events_replay(view: View) -> Iterator[Violation]:
     facts = view.facts
     if not facts.events or not facts.is_over:
         return
@@ -307,7 +274,7 @@ def _events_replay(view: _View) -> Iterator[Violation]:
         yield from _replayed(view, task)
 
 
-def _replayed(view: _View, task: TaskRow) -> Iterator[Violation]:
+def _replayed(view: View, task: TaskRow) -> Iterator[Violation]:
     state, generation, won = "", 1, 0
     for event in view.events_of[task.task_id]:
         if event.before != state:
@@ -328,11 +295,14 @@ def _replayed(view: _View, task: TaskRow) -> Iterator[Violation]:
         yield Violation(Invariant.I10, task.task_id, f"its events name attempt {won} as its success, the rows do not")
 
 
-_CHECKS: tuple[Callable[[_View], Iterator[Violation]], ...] = (
+_CHECKS: tuple[Callable[[View], Iterator[Violation]], ...] = (
     _acknowledged_ends,
     _one_task_a_key,
     _one_outcome,
     _outcome_of_its_own,
+    earlier_answers,
+    of_one_version,
+    alike,
     _cancels_stay,
     _spools_keep,
     _finished_counts,

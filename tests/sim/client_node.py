@@ -1,6 +1,7 @@
 """A client of the simulation: submits, repeats until answered, cancels, retries, and remembers what it was told."""
 
 import hashlib
+import random
 from dataclasses import dataclass, field, replace
 
 from koubou_client.tasks import TaskDraft, parts_of
@@ -33,6 +34,7 @@ from sim.world import World
 
 _ASK_S = 30.0  # what a lost TaskChanged would have said
 _PAGE = 200
+_VERSION_S = 20.0  # until a submission that no version served is sent again
 
 
 @dataclass(slots=True)
@@ -81,9 +83,16 @@ class ClientNode(Talker):
         self.results: dict[int, bytes] = {}  # task -> sha256 of the output that was read
         self.voided: list[Voided] = []
         self.journal = Journal()
+        self.companions: list[Talker] = []  # other programs of the same person, with the same key
         self._key_of: dict[str, str] = {}  # request_id -> key
         self._asked_at_s = 0.0
         self._made = 0
+
+    def take_key(self, public_key: str) -> None:
+        """An invitation was followed."""
+        super().take_key(public_key)
+        for one in self.companions:
+            one.take_key(public_key)
 
     # What a person does.
 
@@ -93,7 +102,7 @@ class ClientNode(Talker):
         key = f"{self.name}-{self._made}"
         self._made += 1
         count = draws.choice((1, 1, 1, 4))
-        drafts = [self._draft(f"{key}/{index}") for index in range(count)]
+        drafts = [self.draft(key, f"{key}/{index}") for index in range(count)]
         spoils = self.broker.is_whole and not self.world.healed and draws.random() < 0.02
         if spoils:
             drafts[0] = replace(drafts[0], spec=replace(drafts[0].spec, custom_id=UNSTORABLE))
@@ -141,6 +150,15 @@ class ClientNode(Talker):
             state is not None and (state is not TaskState.SUCCEEDED or task_id in self.results)
             for task_id, state in ends.items()
         )
+
+    def is_surely_there(self, task_id: int, epoch: int) -> bool:
+        """Whether the broker of this term must know the task as this client's."""
+        keys = [key for key, ids in self.accepted.items() if task_id in ids]
+        return any(self.journal.accepted_in[key] <= epoch and not self._is_doubtful(key) for key in keys)
+
+    def alike(self) -> list[tuple[int, ...]]:
+        """The tasks that one version of their model was to answer, by submission."""
+        return [ids for key, ids in self.accepted.items() if self.world.habits.is_alike(key)]
 
     # What the connection brings.
 
@@ -210,6 +228,10 @@ class ClientNode(Talker):
             return
         if error.code is Code.NOT_FOUND and self._may_be_gone():
             return
+        if isinstance(message, Submit) and error.code is Code.REFUSED and message.tasks[0].same_digest:
+            # No one version is on a worker for each of its tasks, or nobody has told: another time there is.
+            self._life.after(_VERSION_S, lambda: self._submit(message.idempotency_key))
+            return
         super().refused(error, asked)
 
     def restored(self) -> None:
@@ -219,13 +241,16 @@ class ClientNode(Talker):
         self.results.clear()
         self._asked_at_s = 0.0
 
-    def _draft(self, tag: str) -> TaskDraft:
-        draws = self.world.draws
-        prompt = a_text(tag, draws) if self.broker.is_whole else tag.encode()
+    def draft(self, key: str, tag: str) -> TaskDraft:
+        """A task of this submission."""
+        habits, draws = self.world.habits, self.world.draws
+        asked = habits.question(tag)
+        texts = draws if asked == tag else random.Random(asked)  # the same question is the same to the last byte
+        prompt = a_text(asked, texts) if self.broker.is_whole else asked.encode()
         bodies = {hashlib.sha256(prompt).digest(): prompt}
         files: tuple[File, ...] = ()
-        if self.broker.is_whole and draws.random() < 0.3:
-            data = a_text(f"file of {tag}", draws)
+        if self.broker.is_whole and texts.random() < 0.3:
+            data = a_text(f"file of {asked}", texts)
             bodies[hashlib.sha256(data).digest()] = data
             files = (File("notes.md", _body(data)),)
         deadline_s = draws.choice((None, None, None, None, 60.0, 600.0))
@@ -238,8 +263,9 @@ class ClientNode(Talker):
             priority=priority,
             deadline_s=deadline_s if self.world.faults.deadlines else None,
             max_attempts=draws.choice((None, None, None, 2)),
+            same_digest=habits.is_alike(key),
         )
-        return TaskDraft(spec, bodies)
+        return TaskDraft(habits.asked_for(tag, spec), bodies)
 
     def _submit(self, key: str) -> None:
         wish = self.journal.wishes[key]
@@ -253,7 +279,7 @@ class ClientNode(Talker):
         if self.broker.is_whole:
             ((message, bodies),) = parts_of(drafts, [wish.sent], wish.key, as_batch=wish.is_batch, dry_run=False)
         else:
-            specs = tuple(_marked(draft.spec) for draft in drafts)
+            specs = tuple(marked(draft.spec) for draft in drafts)
             message, bodies = Submit(wish.sent, wish.key, specs, wish.is_batch), {}
         self.ask(replace(message, part=wish.part, parts=len(wish.parts)), bodies, not_before_s=not_before_s)
 
@@ -361,6 +387,6 @@ def _body(data: bytes) -> Body:
     return Body(hashlib.sha256(data).digest(), len(data))
 
 
-def _marked(spec: TaskSpec) -> TaskSpec:
+def marked(spec: TaskSpec) -> TaskSpec:
     """As the bare core sees it: b"" says that the bytes came along."""
     return replace(spec, prompt=replace(spec.prompt, inline=b""))

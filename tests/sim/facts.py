@@ -4,7 +4,7 @@ Who fills these in: the simulation from its nodes (`history.py`), process chaos 
 database read back, and the spools. Times do not occur: where order matters, the tuples are in that order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -51,6 +51,7 @@ class TaskRow:
     state: TaskState
     generation: int = 1
     result: bytes | None = None  # sha256 of the recorded output
+    is_cached: bool = False  # the recorded output is an earlier answer; no attempt of its own made it
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +129,17 @@ class Facts:
     #: what a restore took back: nobody has these tasks any more, but no id may get a second meaning
     voided: tuple[Accepted, ...] = ()
 
+    # What was asked.
+    questions: Mapping[int, Hashable] = field(default_factory=dict)  # task -> equal where the same was asked
+    wants_new: frozenset[int] = frozenset()  # tasks that are not to be given an earlier answer
+    version_of: Mapping[int, str] = field(default_factory=dict)  # task -> the version that alone may answer it
+    alike: frozenset[frozenset[int]] = frozenset()  # tasks that are all to be answered by one version
+
     # What agents did.
     issued: Mapping[str, int] = field(default_factory=dict)  # uid -> task: the dispatches that left the broker
     outputs: Mapping[str, bytes] = field(default_factory=dict)  # uid -> sha256 of the success it made
     right: Mapping[int, bytes] = field(default_factory=dict)  # task -> sha256 of the only right output
+    versions: Mapping[str, str] = field(default_factory=dict)  # uid -> the version of the model that really answered
     spooled: frozenset[str] = frozenset()  # uids whose outcome was durable in a spool at some time
     let_go: frozenset[str] = frozenset()  # of these: the spool has it no longer
     loads: tuple[Load, ...] = ()

@@ -51,6 +51,7 @@ class Faults:
     same_key_every_s: float  # a second agent with the key of one that runs
     skew: bool  # peers of another version: unknown fields, unknown messages, a protocol nobody speaks
     small_limits: bool  # queue_per_client, sessions_max, lookups_per_session: refusals happen
+    has_habits: bool  # what the seed says of its people's habits holds; False: they have none
 
     @classmethod
     def draw(cls, draws: random.Random) -> "Faults":
@@ -98,4 +99,5 @@ class Faults:
             same_key_every_s=some(0.0, 0.0, 0.0, 0.0, 200.0),
             skew=draws.random() < 0.3,
             small_limits=draws.random() < 0.15,
+            has_habits=True,
         )

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from sim import mutations
+from sim import mutations, mutations_answers
 from sim.faults import Faults
 from sim.mutations import Switch, switched
 from sim.simulation import Figures, seeds, simulate
@@ -68,6 +68,7 @@ CALM: Mapping[str, Any] = {
     "retry_every_s": 0.0,
     "deadlines": False,
     "small_limits": False,
+    "has_habits": False,
 }
 
 
@@ -246,7 +247,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # How much they are given.
     Mutant("slot count", mutations.slot_count),
-    Mutant("numbers of statuses", mutations.status_numbers),
+    Mutant("numbers of statuses", mutations.status_numbers, first=130),
     _wasted(
         "free-slot report",
         mutations.free_slot_report,
@@ -269,6 +270,16 @@ MUTANTS: tuple[Mutant, ...] = (
         slow_work=True,
         workers=4,
     ),
+    # Who may do it, and what was answered before.
+    Mutant("wishes of a task", mutations_answers.wishes, first=10),
+    Mutant("same digest", mutations_answers.same_digest, first=20),
+    Mutant("version that answered", mutations_answers.answering_version),
+    Mutant("cache, whose question", mutations_answers.cache_by_principal),
+    Mutant("cache, which question", mutations_answers.cache_by_prompt),
+    Mutant("cache, which version", mutations_answers.cache_by_digest, first=20),
+    Mutant("cache, only where it is wanted", mutations_answers.cache_when_wanted, first=55),
+    Mutant("explanations of one's own tasks", mutations_answers.own_tasks),
+    Mutant("dry runs accept nothing", mutations_answers.dry_run),
     # What agents keep.
     _wasted("spool", switched(no_spool=True), Cost.EXECUTIONS_OF_SUCCESS, agent_crash_at_step=0.4),
     Mutant("spool until stored", mutations.spool_until_stored),

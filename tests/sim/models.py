@@ -32,16 +32,25 @@ class Ollama:
 
     seed: int
     loaded: str = ""  # the model in memory
+    version: int = 1  # of all its models
 
     def load(self, model: str) -> bool:
         """Whether another model had to go for it, or none was there."""
         is_new, self.loaded = model != self.loaded, model
         return is_new
 
+    def pull(self) -> None:
+        """Another version of its models; the next time the one before again, which others may still have."""
+        self.version = 3 - self.version
+
+    def digest_of(self, model: str) -> str:
+        """The version of a model that answers from now on."""
+        return f"v{self.version} of {model.removesuffix(':latest')}"
+
     def health(self) -> AgentHealth:
         """What a probe sees."""
         models = tuple(
-            ModelSeen(f"{name}:latest", digest=f"digest of {name}", loaded=name == self.loaded)
+            ModelSeen(f"{name}:latest", digest=self.digest_of(name), loaded=name == self.loaded)
             for name in models_of(self.seed)
         )
         return AgentHealth(True, "0.24.0", models)

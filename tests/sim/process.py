@@ -11,6 +11,7 @@ from koubou_common.messages import Message
 from koubou_common.messages.values import Role
 from sim.bugs import Bugs
 from sim.disk import Disk
+from sim.fit_checks import check_fit
 from sim.life import Life
 from sim.privacy_checks import check_privacy
 from sim.promise_checks import LawBrokenError, check_promise
@@ -70,6 +71,7 @@ class Process(Life):
         self.disk = start.disk
         self.term = start.term
         self.bugs = start.bugs
+        self._workers = start.settings.workers
         self.grants: dict[str, tuple[str, Role]] = {}  # public key -> principal, role
         self.connections: list[Connection] = []
         self.is_replaced = False  # another process has begun its term; this one may not know
@@ -146,7 +148,9 @@ class Process(Life):
         """Give a message to a connection; False where the ROUTER knows that it is gone."""
         if not connection.is_open and self.world.now_s >= connection.noticed_at_s:
             return False
-        check_privacy(self.disk.now, *self._holder(connection.public_key), message)
+        name, role = self._holder(connection.public_key)
+        check_privacy(self.disk.now, name, role, message)
+        check_fit(self.disk.now, self._workers, name, message)
         epoch = self.epoch
 
         def arrive() -> None:

@@ -1,8 +1,10 @@
 """The promises of a simulated world: its facts, gathered from its nodes, go through the one checker."""
 
 import itertools
+from collections.abc import Hashable
 
-from koubou_broker.records import Attempt, Event, TaskProgress
+from koubou_broker.core.lifecycle import FLAG_CACHED
+from koubou_broker.records import Attempt, Event, NewTask, TaskProgress
 from koubou_common.messages.values import TaskState
 from sim.agent_node import AgentNode, Work
 from sim.checker import BrokenPromiseError, violations
@@ -34,7 +36,17 @@ def facts_of(disk: Shelf, agents: list[AgentNode], clients: list[ClientNode], wo
         cancels=frozenset((client.name, task_id) for client in clients for task_id in client.cancelled),
         reopened=frozenset(task_id for client in clients for task_id in client.retried),
         voided=tuple(Accepted(client.name, one.key, one.task_ids) for client in clients for one in client.voided),
+        questions={task_id: _question(task) for task_id, task in disk.tasks.items()},
+        wants_new=frozenset(task_id for task_id, task in disk.tasks.items() if not task.use_cache),
+        version_of={task_id: task.digest for task_id, task in disk.tasks.items() if task.digest},
+        alike=frozenset(
+            frozenset(task_id for task_id in ids if disk.tasks[task_id].model == model)
+            for client in clients
+            for ids in client.alike()
+            for model in {disk.tasks[task_id].model for task_id in ids}
+        ),
         outputs=work.produced,
+        versions={uid: digest for uid, (_, digest) in work.answerers.items()},
         spooled=frozenset(work.outcomes),
         let_go=frozenset(work.forgotten & work.outcomes),
         loads=tuple(
@@ -78,7 +90,12 @@ def longest_overtaken_s(disk: Shelf) -> float:
 
 def _task_row(disk: Shelf, row: TaskProgress) -> TaskRow:
     result = row.result.sha256 if row.result is not None else None
-    return TaskRow(row.task_id, disk.tasks[row.task_id].principal, row.state, row.generation, result)
+    principal = disk.tasks[row.task_id].principal
+    return TaskRow(row.task_id, principal, row.state, row.generation, result, FLAG_CACHED in row.flags)
+
+
+def _question(task: NewTask) -> Hashable:
+    return task.model, task.prompt.sha256, tuple((file.name, file.body.sha256) for file in task.files)
 
 
 def _attempt_row(row: Attempt) -> AttemptRow:

@@ -109,6 +109,8 @@ def _record(path: Path, figures: list[Figures], failure: Failure | None, elapsed
         "messages": total["messages"],
         "tasks": total["tasks"],
         "executions_per_task": round(total["attempts"] / max(1, total["tasks"]), 3),
+        "earlier_answers": total["cached"],
+        "questions_answered": total["explained"],
         "seeds_per_s": round(len(figures) / elapsed_s, 1),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from koubou_broker.core import CoreSettings, WorkerSettings
+from koubou_broker.core.lifecycle import FLAG_CACHED
 from koubou_broker.core_settings import Limits
 from koubou_broker.records import Principal
-from koubou_common.messages.values import Option, Role, TaskState
+from koubou_common.messages.values import Role, TaskState
 from sim.agent_node import AgentNode, Work
 from sim.broker_node import BrokerNode, Bugs
 from sim.client_node import ClientNode
+from sim.curious_node import CuriousNode
 from sim.disk import Disk
 from sim.faults import Faults
 from sim.models import PATIENCE_S, models_of, strategy_of
@@ -44,6 +46,8 @@ class Figures:
     loads: int  # of models, by all boxes
     overtaken_s: float  # the longest that a task waited while later ones of its priority had begun
     turnaround_s: float  # from each task's submission to its last end, by the wall clock
+    cached: int  # tasks that ended with an earlier answer
+    explained: int  # answers to those who only ask
 
 
 @dataclass(slots=True)
@@ -57,6 +61,7 @@ class Stage:
     clients: list[ClientNode] = field(default_factory=list)
     operator: OperatorNode = field(init=False)
     strangers: list[FromTheFuture] = field(default_factory=list)
+    curious: list[CuriousNode] = field(default_factory=list)
 
 
 def simulate(seed: int, bugs: Bugs | None = None, faults: Faults | None = None) -> Figures:
@@ -118,6 +123,8 @@ def _run(stage: Stage) -> Figures:
         loads=stage.work.loads,
         overtaken_s=longest_overtaken_s(disk),
         turnaround_s=turnaround_s(disk),
+        cached=sum(FLAG_CACHED in row.flags for row in disk.progress.values()),
+        explained=sum(one.answers for one in stage.curious),
     )
 
 
@@ -132,7 +139,7 @@ def _build(world: World, bugs: Bugs) -> Stage:
             models=models_of(world.seed),
             slots=world.faults.slots or draws.choice((1, 1, 2, 3)),
             performance_factor=draws.choice((0.5, 1.0)),
-            options=(Option("num_ctx", 1_000_000),),
+            **world.habits.worker(index),
         )
         for index in range(world.faults.workers or draws.choice((1, 2, 3, 4)))
     )
@@ -145,6 +152,8 @@ def _build(world: World, bugs: Bugs) -> Stage:
         max_workers=10,
         strategy=strategy_of(world.seed),
         patience_s=PATIENCE_S,
+        aging_s=world.habits.aging_s,
+        cache_days=world.habits.cache_days,
         limits=_limits(world, len(workers) + len(names)),
     )
     shelf = Shelf(keeps_bodies=is_whole)
@@ -158,6 +167,8 @@ def _build(world: World, bugs: Bugs) -> Stage:
         stage.agents.append(AgentNode(world, broker, one.worker_id, one.slots, stage.work, _key(one.worker_id)))
     for name in names:
         stage.clients.append(ClientNode(world, broker, name, _key(name), stage.work))
+    if world.habits.curious_every_s:
+        stage.curious = [CuriousNode(world, broker, stage.clients[0])]
     stage.operator = OperatorNode(world, broker, _key("boss"), stage.agents, stage.clients)
     if world.faults.skew:
         stage.strangers = [
@@ -187,6 +198,8 @@ def _begin(stage: Stage) -> None:
     stage.operator.start()
     for stranger in stage.strangers:
         stranger.start()
+    for one in stage.curious:
+        one.start()
     for client in stage.clients:
         client.start()
         for _ in range(world.draws.randint(3, 8)):
@@ -212,6 +225,8 @@ def _plan_trouble(stage: Stage) -> None:
         world.every(faults.agent_pause_every_s, agent.pause)
         world.every(faults.agent_stop_every_s, agent.stop)
         world.every(faults.partition_every_s, agent.cut_off)
+    for one in stage.curious:
+        world.every(world.habits.curious_every_s, one.act)
     world.every(faults.same_key_every_s, lambda: _start_twin(stage))
     for client in stage.clients:
         world.every(faults.client_crash_every_s, client.crash)
@@ -260,6 +275,7 @@ def _heal(stage: Stage) -> None:
 def _unfinished(stage: Stage) -> str:
     """Whoever still waits for something."""
     waiting = [client.name for client in stage.clients if not client.is_content()]
+    waiting += [one.name for one in stage.curious if not one.is_idle]
     waiting += [agent.name for agent in stage.agents if agent.spool or (agent.is_removed and agent.is_wanted)]
     return ", ".join(waiting)
 

@@ -62,6 +62,12 @@ def test_the_figures_do_not_depend_on_the_number_of_processes(tmp_path: Path) ->
     assert runner.summed(alone) == runner.summed(shared)
 
 
+def test_answers_are_given_again_and_questions_answered_in_what_the_tests_run() -> None:
+    total = runner.summed(map(simulate, seeds(30)))
+    assert total["cached"] > 0
+    assert total["explained"] > 0
+
+
 def test_a_run_writes_down_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = tmp_path / "build" / "sim.json"
     assert runner.main(["--seeds", "3", "--jobs", "1", "--record", str(record)]) == 0

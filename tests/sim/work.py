@@ -14,6 +14,8 @@ OUTAGE_S = 10.0  # an Ollama that is restarted
 class Work:
     """`void` is called when a restore takes back what the broker had recorded."""
 
+    #: attempt uid -> model and the version of it that really answered
+    answerers: dict[str, tuple[str, str]] = field(default_factory=dict)
     produced: dict[str, bytes] = field(default_factory=dict)  # attempt uid -> sha256 of its output
     raw: dict[bytes, bytes] = field(default_factory=dict)  # what was said, by its sha256
     started: list[str] = field(default_factory=list)
@@ -33,7 +35,8 @@ class Work:
         sha256 = hashlib.sha256(raw).digest()
         self.produced[uid] = sha256
         self.raw[sha256] = raw
-        return Success(uid, Body(sha256, len(raw)), 0, len(raw), (), "m", "", Metrics(output_tokens=3), "")
+        model, digest = self.answerers[uid]
+        return Success(uid, Body(sha256, len(raw)), 0, len(raw), (), model, digest, Metrics(output_tokens=3), "")
 
     def given(self, name: str, dispatch: Dispatch, before: AgentStatus, now: AgentStatus) -> None:
         """A dispatch came: count what its agent holds."""

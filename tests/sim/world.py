@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import InitVar, dataclass, field
 
 from sim.faults import Faults
+from sim.habits import Habits
 
 Action = Callable[[], None]
 
@@ -25,6 +26,7 @@ class World:
     seed: int
     given: InitVar[Faults | None] = None  # what goes wrong, in the place of what the seed would draw
     faults: Faults = field(init=False)
+    habits: Habits = field(init=False)
     draws: random.Random = field(init=False)
     now_s: float = START_S
     wall_offset_ms: int = 1_800_000_000_000
@@ -40,6 +42,7 @@ class World:
         self.draws = random.Random(self.seed)
         drawn = Faults.draw(self.draws)
         self.faults = given or drawn
+        self.habits = Habits.of_seed(self.seed) if self.faults.has_habits else Habits()
 
     @property
     def wall_ms(self) -> int:
