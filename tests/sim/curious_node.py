@@ -38,6 +38,7 @@ class CuriousNode(Talker):
         self._client = client
         client.companions.append(self)
         self._dry_runs = 0
+        self._asked_known: set[str] = set()  # questions for a task of which the client had been told before
         self.answers = 0
 
     def act(self) -> None:
@@ -46,9 +47,9 @@ class CuriousNode(Talker):
         what = draws.choice(("explain", "explain", "explain", "story", "stats", "dry run", "overview"))
         match what:
             case "explain":
-                self.ask(Explain(self.request_id(), self._some_id()))
+                self._ask_for_task(Explain(self.request_id(), self._some_id()))
             case "story":
-                self.ask(GetStory(self.request_id(), self._some_id()))
+                self._ask_for_task(GetStory(self.request_id(), self._some_id()))
             case "stats":
                 self.ask(GetStats(self.request_id(), draws.choice((1, 24, 8_760)), draws.choice(("", "w0", "nobody"))))
             case "dry run":
@@ -81,8 +82,15 @@ class CuriousNode(Talker):
         message = asked.message if asked is not None else None
         assert error.code is Code.NOT_FOUND, f"{self.name}: {error}; asked was {message!r:.300}"
         if isinstance(message, Explain | GetStory):
-            known = self._client.is_surely_there(message.task_id, self._epoch)
-            assert not known, f"task {message.task_id} of {self._client.name} is said not to be there"
+            is_there = self._client.is_surely_there(message.task_id, self._epoch)
+            assert not is_there or message.request_id not in self._asked_known, (
+                f"task {message.task_id} of {self._client.name} is said not to be there"
+            )
+
+    def _ask_for_task(self, message: Explain | GetStory) -> None:
+        if self._client.is_surely_there(message.task_id, self._epoch):
+            self._asked_known.add(message.request_id)
+        self.ask(message)
 
     def _some_id(self) -> int:
         draws = self.world.draws
