@@ -1,4 +1,4 @@
-"""Which worker is kept for the model it has loaded, and for how long at whose cost. Pure."""
+"""Which worker goes on with the model it has loaded or the prompt it has read, and how long at whose cost. Pure."""
 
 from bisect import bisect_right
 
@@ -12,6 +12,10 @@ _OTHERS_MOST = 8  # models that share the patience, for each of which a box is k
 # task it is at: the rest of the patience is for that.
 DUE_SHARE = 0.75
 
+# Of what a task may be overtaken, for the sake of what a worker has read. The rest is for the workers that have its
+# model to come free: were it due everywhere at the same moment, a worker would load its model for it.
+_READING_SHARE = 2 / 3
+
 _Place = tuple[float, int]  # waits since, task id: the order among tasks of one priority
 
 
@@ -24,6 +28,7 @@ class Grouping:
         self._patience_s = patience_s * DUE_SHARE
         self._fronts: dict[tuple[str, int], _Front] = {}  # by what a task asks for: model, priority
         self._turns: dict[str, tuple[str, float]] = {}  # by worker: the model it was given last, since when
+        self._readings: dict[str, tuple[str, float]] = {}  # by worker: the prefix it was given last, since when
 
     def keeps(self, worker: LiveWorker, head: Head, now_s: float) -> bool:
         """Whether the worker should go on with what it has loaded rather than load another model for this task."""
@@ -37,14 +42,32 @@ class Grouping:
             for asked in queue.models
         )
 
-    def given(self, worker: LiveWorker, model: str, now_s: float) -> None:
-        """The worker was given a task for `model` (resolved)."""
-        before = self._turns.get(worker.worker_id)
-        if before is None or before[0] != model:
-            self._turns[worker.worker_id] = model, now_s
+    def reads_on(self, worker: LiveWorker, head: Head, others: int, now_s: float) -> bool:
+        """Whether a task that begins like what the worker has read may have it, though this one comes first.
+
+        `others`: in how many ways the prompts begin that wait for longer than that task.
+        """
+        if head.priority >= HIGH or self._patience_s <= 0:
+            return False
+        since_s = self.overtaken_since_s(head)
+        if since_s is None:
+            return True
+        _, turn_s = self._readings.get(worker.worker_id, ("", now_s))
+        most_s = _READING_SHARE * self._patience_s
+        # Each of several batches has a share, as models do.
+        return now_s - since_s < most_s and min(now_s - since_s, now_s - turn_s) < most_s / max(
+            1, min(_OTHERS_MOST, others)
+        )
+
+    def given(self, worker: LiveWorker, model: str, now_s: float, prefix: str = "") -> None:
+        """The worker was given a task for `model` (resolved), whose prompt begins with `prefix`."""
+        for turns, what in ((self._turns, model), (self._readings, prefix)):
+            before = turns.get(worker.worker_id)
+            if before is None or before[0] != what:
+                turns[worker.worker_id] = what, now_s
 
     def overtaken(self, head: Head, by: Head, now_s: float) -> None:
-        """`by` was given a worker that would have had to load another model for `head`, which comes first."""
+        """`by` was given a worker that has loaded or read what it needs, not what `head` does, which comes first."""
         key = head.need.model, head.priority
         front = self._fronts.get(key)
         if front is None:
@@ -54,7 +77,7 @@ class Grouping:
         front.note(place, now_s, self._patience_s)
 
     def overtaken_since_s(self, head: Head) -> float | None:
-        """Since when tasks that come after it go before it for a loaded model's sake; None: none did."""
+        """Since when tasks that come after it go before it for what a worker has loaded or read; None: none did."""
         front = self._fronts.get((head.need.model, head.priority))
         return front.since_s((head.since_s, head.task_id)) if front is not None else None
 

@@ -3,13 +3,15 @@
 import heapq
 import math
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 HIGH = 8  # from this priority on a task is for people who wait now: it does not age, nothing overtakes it
 AGED_MOST = HIGH - 1  # waiting raises a task's effective priority so far and no further
 _PRIORITIES = 10
 _SLACK_ENTRIES = 64  # stale entries kept before a heap is rebuilt
+_LOOKED_AT = 16  # beginnings of prompts that are counted as waiting: of more, what is made of it is the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,22 @@ class Head:
         return -self.effective, self.since_s, self.task_id
 
 
+@dataclass(frozen=True, slots=True)
+class Follower:
+    """A task that begins like one that was read before, and behind the next one of its lane."""
+
+    head: Head
+    others: int  # prompts that begin in other ways and wait for longer, as far as was counted
+
+
+@dataclass(slots=True)
+class _Alike:
+    """Tasks of one lane whose prompts begin alike."""
+
+    size: int = 0
+    entries: list[tuple[float, int]] = field(default_factory=list)  # a heap; some have gone
+
+
 @dataclass(slots=True, eq=False)
 class _Lane:
     """Tasks of one need and one priority: whoever waits longest is first, whatever age adds."""
@@ -57,6 +75,7 @@ class _Lane:
     work_s: float = 0.0
     is_aside: bool = False  # passed over until `look_again`
     entries: list[tuple[float, int]] = field(default_factory=list)  # a heap; some have gone
+    alike: dict[str, _Alike] = field(default_factory=dict)  # by prefix, where there is one; who came first is first
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +122,16 @@ class ReadyQueue:
             lane = self._lanes[key] = _Lane(need, priority)
             self._of_model.setdefault(need.model, {})[key] = lane
         self._tasks[task_id] = _Waiting(lane, need, since_s, work_s)
-        heapq.heappush(lane.entries, (since_s, task_id))
+        entry = since_s, task_id
+        heapq.heappush(lane.entries, entry)
         lane.size += 1
+        if need.prefix:
+            alike = lane.alike.setdefault(need.prefix, _Alike())
+            heapq.heappush(alike.entries, entry)
+            alike.size += 1
         self.low += priority < HIGH
         lane.work_s += work_s
-        if lane.entries[0] == (since_s, task_id):
+        if lane.entries[0] == entry:
             self._rank(lane)
 
     def discard(self, task_id: int) -> None:
@@ -119,6 +143,8 @@ class ReadyQueue:
         lane.size -= 1
         self.low -= lane.priority < HIGH
         lane.work_s -= waiting.work_s
+        if waiting.need.prefix:
+            self._leave(lane, waiting.need.prefix)
         if not lane.size:
             # An empty lane must go at once: exclusions make ever new needs.
             key = lane.need, lane.priority
@@ -144,6 +170,27 @@ class ReadyQueue:
             if best_place is None or place < best_place:
                 best, best_place = entry, place
         return self.head_of(best[1], now_s) if best is not None else None
+
+    def follower(self, head: Head, prefixes: Collection[str], now_s: float) -> Follower | None:
+        """Who may go before the next task of its lane because its prompt begins with one of these; None: nobody.
+
+        It has the same need and priority as `head`, and goes before nobody of a higher priority.
+        """
+        lane = self._tasks[head.task_id].lane
+        entries = [self._first(lane, lane.alike[prefix].entries) for prefix in prefixes if prefix in lane.alike]
+        if not entries:
+            return None
+        entry = min(entries)
+        place = self._place(lane.priority, *entry, now_s)
+        for priority in range(lane.priority + 1, _PRIORITIES + 1):
+            top = self._top(priority)
+            if top is not None and self._place(priority, top[0], top[1], now_s) < place:
+                return None
+        others = sum(
+            prefix not in prefixes and self._first(lane, alike.entries) < entry
+            for prefix, alike in islice(lane.alike.items(), _LOOKED_AT)
+        )
+        return Follower(self.head_of(entry[1], now_s), others)
 
     def pass_over(self, head: Head) -> None:
         """Leave this task's lane out of account until `look_again`, which must be called."""
@@ -231,8 +278,19 @@ class ReadyQueue:
             entries = {task_id for entry in lane.entries if self._waits_in(lane, entry) for task_id in entry[1:]}
             assert len(entries) == lane.size, f"entries of a lane: {key}"
             assert self._of_model[lane.need.model][key] is lane, f"a lane its model does not know: {key}"
+            self._check_alike(lane)
         assert self.low == sum(waiting.lane.priority < HIGH for waiting in self._tasks.values()), "tasks below HIGH"
         assert sum(map(len, self._of_model.values())) == len(self._lanes), "lanes by model"
+
+    def _check_alike(self, lane: _Lane) -> None:
+        entries = {entry for entry in lane.entries if self._waits_in(lane, entry)}
+        waiting = {prefix: set(self._rebuilt(lane, alike.entries)) for prefix, alike in lane.alike.items()}
+        for prefix, alike in lane.alike.items():
+            assert len(waiting[prefix]) == alike.size > 0, f"those that begin like {prefix}"
+        for entry in entries:
+            prefix = self._tasks[entry[1]].need.prefix
+            assert not prefix or entry in waiting[prefix], f"task {entry[1]} is not among those that begin alike"
+        assert sum(map(len, waiting.values())) <= len(entries), f"more begin alike than wait: {lane.need}"
 
     def _place(self, priority: int, since_s: float, task_id: int, now_s: float) -> tuple[int, float, int]:
         return -self.effective(priority, since_s, now_s), since_s, task_id
@@ -258,12 +316,26 @@ class ReadyQueue:
             # A set, as a task that went and came back has two entries.
             lane.entries = sorted({entry for entry in lane.entries if self._waits_in(lane, entry)})
 
-    def _first(self, lane: _Lane) -> tuple[float, int]:
-        """The first entry of a lane that is not empty."""
-        entries = lane.entries
+    def _first(self, lane: _Lane, entries: list[tuple[float, int]] | None = None) -> tuple[float, int]:
+        """The first entry of a lane, or of those in it that begin alike; it must not be empty."""
+        entries = lane.entries if entries is None else entries
         while not self._waits_in(lane, entries[0]):
             heapq.heappop(entries)
         return entries[0]
+
+    def _leave(self, lane: _Lane, prefix: str) -> None:
+        """One of those that begin like this waits in the lane no longer."""
+        alike = lane.alike[prefix]
+        alike.size -= 1
+        if not alike.size:
+            del lane.alike[prefix]
+        elif len(alike.entries) > 2 * alike.size + _SLACK_ENTRIES:
+            alike.entries = self._rebuilt(lane, alike.entries)
+
+    def _rebuilt(self, lane: _Lane, entries: list[tuple[float, int]]) -> list[tuple[float, int]]:
+        """A heap without those that have gone."""
+        # Sorted is a heap too; a set, as a task that went and came back has two entries.
+        return sorted({entry for entry in entries if self._waits_in(lane, entry)})
 
     def _top(self, priority: int) -> _Rank | None:
         rank = self._ranks[priority]

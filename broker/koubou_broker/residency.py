@@ -33,6 +33,13 @@ class Residency:
         """Whether the beginning of the prompt was read there lately, and the model has not left since."""
         return bool(prefix) and bool(self._read) and (normal_model(model), prefix) in self._read
 
+    def prefixes_of(self, model: str) -> frozenset[str]:
+        """How the prompts begin that the model has read there lately."""
+        if not self._read:
+            return frozenset()
+        model = normal_model(model)
+        return frozenset(prefix for one, prefix in self._read if prefix and one == model)
+
     def dispatched(self, model: str, prefix: str, prompts_kept: int) -> None:
         """A task of `model` was sent there; Ollama keeps what it read of one prompt for each of its slots."""
         model = normal_model(model)

@@ -316,6 +316,35 @@ def test_of_several_models_each_gets_its_share_of_the_patience() -> None:
     assert not grouping.keeps(worker, a_head(1), DUE_S / 2)
 
 
+def test_of_several_batches_each_gets_its_share_of_the_patience() -> None:
+    grouping, worker = a_box_with_a(priority=5)
+    head = a_head(1)
+    assert grouping.reads_on(worker, head, 2, 0.0), "nobody has overtaken it yet"
+    grouping.given(worker, A, 0.0, "p")
+    grouping.overtaken(head, a_head(2), 0.0)
+    assert grouping.reads_on(worker, head, 2, PATIENCE_S / 5)
+    assert not grouping.reads_on(worker, head, 2, 0.4 * PATIENCE_S)
+    assert grouping.reads_on(worker, head, 1, 0.4 * PATIENCE_S)
+    grouping.given(worker, A, 0.4 * PATIENCE_S, "q")  # a turn begins
+    assert grouping.reads_on(worker, head, 2, 0.4 * PATIENCE_S + 1.0)
+
+
+def test_who_has_been_overtaken_for_long_enough_is_so_whatever_for() -> None:
+    grouping, worker = a_box_with_a(priority=5)
+    grouping.overtaken(a_head(1), a_head(2, model=A), 0.0)
+    grouping.given(worker, A, PATIENCE_S - 2.0, "p")
+    assert not grouping.reads_on(worker, a_head(1), 8, PATIENCE_S - 1.0)
+
+
+def test_a_due_beginning_comes_before_the_load_is_due() -> None:
+    """Else every box would load the model of the one that waits, though a box that has it will be free soon."""
+    grouping, worker = a_box_with_a(priority=5)
+    grouping.given(worker, A, 0.0, "p")
+    grouping.overtaken(a_head(1), a_head(2), 0.0)
+    at_s = next(now_s for now_s in range(1_000) if not grouping.reads_on(worker, a_head(1), 1, now_s))
+    assert grouping.keeps(worker, a_head(1), at_s)
+
+
 def a_box_with_a(priority: int, others: tuple[str, ...] = (B,)) -> tuple[Grouping, LiveWorker]:
     """A box with A loaded, a task for A, one for each of the others."""
     queue = ReadyQueue()

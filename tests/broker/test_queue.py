@@ -259,6 +259,87 @@ def test_what_is_passed_over_leaves_the_order_of_the_rest(steps: list[Step], pas
     assert len(queue) == len(naive) - len(rest)
 
 
+def test_a_follower_begins_alike_and_has_the_same_need_and_priority() -> None:
+    queue = ReadyQueue()
+    for task_id, (model, prefix, priority) in enumerate(
+        [("m", "q", 5), ("n", "p", 5), ("m", "p", 4), ("m", "r", 5), ("m", "p", 5), ("m", "p", 5)], 1
+    ):
+        queue.add(task_id, priority, a_need(model, prefix=prefix))
+    found = queue.follower(queue.head_of(1, 0.0), {"p"}, 0.0)
+    assert found is not None
+    assert (found.head.task_id, found.others) == (5, 2)
+    assert queue.follower(queue.head_of(1, 0.0), {"other"}, 0.0) is None
+    queue.discard(5)
+    queue.discard(4)
+    found = queue.follower(queue.head_of(1, 0.0), {"p"}, 0.0)
+    assert found is not None
+    assert (found.head.task_id, found.others) == (6, 1)
+    queue.discard(6)
+    queue.check()
+    assert queue.follower(queue.head_of(1, 0.0), {"p"}, 0.0) is None
+
+
+@settings(max_examples=150)
+@given(STEPS, st.sets(st.sampled_from("0123"), min_size=1), st.sampled_from([100.0, 150.0, 600.0]))
+def test_a_follower_goes_before_nobody_of_a_higher_priority(steps: list[Step], read: set[str], now_s: float) -> None:
+    queue = ReadyQueue(AGING_S)
+    naive: dict[int, Waiting] = {}
+    for nth, (of_lane, priority, prefix, since_s) in enumerate(steps):
+        model = f"m{of_lane % 2}"
+        naive[nth] = Waiting(nth, priority, float(since_s), model)
+        queue.add(nth, priority, a_need(model, prefix=str(prefix)), since_s=float(since_s))
+    prefixes = {nth: str(step[2]) for nth, step in enumerate(steps)}
+    while (head := queue.next(now_s)) is not None:
+        first = naive[head.task_id]
+        alike = [
+            one
+            for one in naive.values()
+            if (one.model, one.priority) == (first.model, first.priority) and prefixes[one.task_id] in read
+        ]
+        best = min(alike, key=lambda one: one.place(now_s), default=None)
+        if best is not None and any(
+            one.priority > best.priority and one.place(now_s) < best.place(now_s) for one in naive.values()
+        ):
+            best = None
+        found = queue.follower(head, read, now_s)
+        assert (found.head.task_id if found is not None else None) == (best.task_id if best is not None else None)
+        queue.discard(head.task_id)
+        del naive[head.task_id]
+        queue.check()
+
+
+def test_ever_new_beginnings_leave_nothing_behind() -> None:
+    queue = ReadyQueue()
+    queue.add(0, 5, a_need())
+    queue.add(1, 5, a_need(prefix="one"))
+    for task_id in range(2, 2_000):
+        queue.add(task_id, 5, a_need(prefix=str(task_id)))
+        queue.discard(task_id)
+        queue.discard(1)
+        queue.add(1, 5, a_need(prefix="one"))
+    queue.check()
+    (lane,) = queue._lanes.values()
+    assert list(lane.alike) == ["one"]
+    assert len(lane.alike["one"].entries) < 100
+
+
+@pytest.mark.parametrize("prefixes", [2, 1_000_000])
+def test_a_follower_costs_the_same_however_many_wait(prefixes: int) -> None:
+    costs = []
+    for waiting in (40, 20_000):
+        queue = ReadyQueue(AGING_S)
+        for task_id in range(waiting):
+            queue.add(task_id, 5, a_need(prefix=str(task_id % prefixes)), since_s=task_id / 100)
+        head = queue.next(1_000.0)
+        assert head is not None
+
+        def follow(queue: ReadyQueue = queue, head: Head = head) -> None:
+            assert queue.follower(head, {"1", "35"}, 1_000.0) is not None
+
+        costs.append(_calls(follow))
+    assert costs[1] <= costs[0] + 5, costs
+
+
 def test_tasks_that_come_and_go_leave_nothing_behind() -> None:
     queue = ReadyQueue(AGING_S)
     queue.add(0, 5, a_need("stays"))

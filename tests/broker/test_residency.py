@@ -123,6 +123,15 @@ def test_as_many_prefixes_are_held_as_there_are_slots_and_use_renews_one() -> No
     assert not box.holds_prefix(A, "q")
 
 
+def test_it_tells_which_prefixes_a_model_has_read() -> None:
+    box = a_residency(A)
+    assert box.prefixes_of(A) == frozenset()
+    for prefix in ("p", "", "q"):
+        box.dispatched(A, prefix, 3)
+    assert box.prefixes_of(A) == {"p", "q"}
+    assert box.prefixes_of(B) == frozenset()
+
+
 def test_a_model_that_is_pushed_out_forgets_what_it_read() -> None:
     box = a_residency(A)
     box.dispatched(A, "p", 4)

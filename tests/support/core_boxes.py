@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from koubou_broker.core import CoreSettings
 from koubou_broker.effects import Effect, Lookup, Peer, Save, Send
+from koubou_broker.records import Decided
 from koubou_common.messages import Dispatch
 from koubou_common.messages.values import AttemptProgress, Metrics
 from support.core_play import Play, a_health, a_result, a_status, an_agent, an_agent_hello
@@ -40,12 +41,18 @@ class Boxes(Play):
     """Plays all agents: what is dispatched runs for as long as `run_s` says, then succeeds."""
 
     def __init__(
-        self, settings: CoreSettings, *, run_s: Callable[[int], float] = lambda _task_id: 20.0, load_s: float = 30.0
+        self,
+        settings: CoreSettings,
+        *,
+        run_s: Callable[[int], float] = lambda _task_id: 20.0,
+        load_s: float = 30.0,
+        prompt_tokens: int = 300,
     ) -> None:
         self.given: list[Given] = []
+        self.decided: list[Decided] = []
         self._boxes: dict[str, Box] = {}
         self._ends: list[tuple[float, int, Box, str, int]] = []
-        self._run_s, self._load_s = run_s, load_s
+        self._run_s, self._load_s, self._prompt_tokens = run_s, load_s, prompt_tokens
         self._steps = 0
         # Nobody falls silent here: what is looked at are decisions alone.
         super().__init__(replace(settings, heartbeat_s=_NEVER_S, lease_s=_NEVER_S))
@@ -75,7 +82,9 @@ class Boxes(Play):
                 a_status(spooled=[uid], free=box.slots - len(box.running), last=box.last),
                 running=tuple(AttemptProgress(one) for one in box.running),
             )
-            metrics = Metrics(prompt_tokens=300, output_tokens=100, total_ms=round(1_000 * self._run_s(task_id)))
+            metrics = Metrics(
+                prompt_tokens=self._prompt_tokens, output_tokens=100, total_ms=round(1_000 * self._run_s(task_id))
+            )
             self.say(box.peer, replace(a_result(uid, status), model=model, metrics=metrics))
         if until_s < _NEVER_S:
             self.wait(max(0.0, until_s - self.passed_s))
@@ -88,6 +97,8 @@ class Boxes(Play):
             if isinstance(effect, Save):
                 for record in effect.records:
                     self.shelf.put(record)
+                    if isinstance(record, Decided):
+                        self.decided.append(record)
         self.make_durable()
         self.questions += [effect for effect in effects if isinstance(effect, Lookup)]
         if self.questions:

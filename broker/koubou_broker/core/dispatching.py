@@ -1,4 +1,4 @@
-"""What waits is given out: in order, to whom the router names, those before it held back for a loaded model's sake."""
+"""What waits is given out: in order, to whom the router names, but for what a box has loaded or has read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +20,8 @@ STARVED_AFTER_S = 3_600.0
 # As often as agents say something: what the choice to wait rested on has moved on by then.
 _LOOK_AGAIN_S = 5.0
 _SORTED_AGAIN_MOST = 200  # tasks in one step: a whole batch may have to, and others wait for the loop
+# Of the time a task runs, what reading its beginning takes: for less than that nobody goes before another.
+_WORTH_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,11 @@ class Dispatching:
 
         placed = self._place(head, is_kept)
         if isinstance(placed, Placed):
-            self._go(head, placed)
+            follower = self._follower(head, placed.worker, is_kept)
+            if follower is not None:
+                self._go(*follower, before=head)
+            else:
+                self._go(head, placed)
             return
         if self._sort_again(head):
             return
@@ -102,6 +108,25 @@ class Dispatching:
         self._sorted_again += 1
         self._lifecycle.requeue_bucket(task)
         return True
+
+    def _follower(
+        self, head: Head, worker: LiveWorker, kept: Callable[[LiveWorker], bool]
+    ) -> tuple[Head, Placed] | None:
+        """The task whose beginning the worker has read, if that is to go before the next one of all."""
+        state = self._state
+        read = worker.residency.prefixes_of(worker.model_for(head.need.model))
+        if not read or head.need.prefix in read:
+            return None
+        now_s = state.now.mono_s
+        follower = state.queue.follower(head, read, now_s)
+        if follower is None or not state.grouping.reads_on(worker, head, follower.others, now_s):
+            return None
+        placed = self._place(follower.head, kept)
+        # Another box may have read it too and be the better one.
+        if not isinstance(placed, Placed) or placed.worker is not worker:
+            return None
+        times = placed.choice.times
+        return (follower.head, placed) if times.saved_s >= _WORTH_SHARE * times.run_s else None
 
     def _go_back(self) -> bool:
         """All had their turn, and nobody took what was kept: it is for those it was kept from."""
@@ -137,7 +162,8 @@ class Dispatching:
             hoped_s=hoped_s(state, task),
         )
 
-    def _go(self, head: Head, placed: Placed) -> None:
+    def _go(self, head: Head, placed: Placed, before: Head | None = None) -> None:
+        """Give it out; `before`: the next one of all, which it overtakes as the worker has read its beginning."""
         state = self._state
         worker = placed.worker
         now_s = state.now.mono_s
@@ -145,7 +171,10 @@ class Dispatching:
         for one in overtaken:
             state.grouping.overtaken(one, head, now_s)
         notes = [placed.note, *self._notes(head, worker, len(overtaken))]
-        state.grouping.given(worker, worker.model_for(head.need.model), now_s)
+        if before is not None:
+            state.grouping.overtaken(before, head, now_s)
+            notes.append(f"before its turn: {worker.worker_id} has read how its prompt begins")
+        state.grouping.given(worker, worker.model_for(head.need.model), now_s, head.need.prefix)
         self._watch_high(head, worker)
         self._attempts.dispatch(
             state.tasks[head.task_id], head.need, replace(placed, note="; ".join(filter(None, notes)))
