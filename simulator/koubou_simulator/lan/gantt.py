@@ -17,14 +17,18 @@ _BAND_COLOURS = ("#d9622b", "#3b82c4", "#6aa38f")  # of BANDS: the urgent ones s
 _STYLE = """
   svg { font: 12px system-ui, sans-serif; background: #ffffff; }
   .ground { fill: #ffffff; } .text { fill: #1f2328; } .faint { fill: #59636e; } .grid { stroke: #d1d9e0; }
-  .lane { fill: #f3f5f7; } .away { fill: #c9d1d9; opacity: 0.75; } .number { fill: #ffffff; font-size: 10px; }
+  .lane { fill: #f3f5f7; } .away { fill: #c9d1d9; opacity: 0.75; } .number {
+    fill: #ffffff; font-size: 10px; paint-order: stroke; stroke: #1f2328; stroke-opacity: 0.55; stroke-width: 2px;
+  }
   .load { fill: url(#hatch); stroke: #6e7781; stroke-width: 0.6; } .hatch { stroke: #6e7781; }
-  .failed { stroke: #cf222e; stroke-width: 2; } .lost { opacity: 0.45; stroke: #cf222e; stroke-dasharray: 3 2; }
+  .failed { stroke: #cf222e; stroke-width: 2; }
+  .lost { fill-opacity: 0.45; stroke: #cf222e; stroke-width: 1.5; stroke-dasharray: 3 2; }
   .task { rx: 2px; }
   @media (prefers-color-scheme: dark) {
     svg { background: #0d1117; }
     .ground { fill: #0d1117; } .text { fill: #e6edf3; } .faint { fill: #9198a1; } .grid { stroke: #30363d; }
     .lane { fill: #161b22; } .away { fill: #3d444d; } .load, .hatch { stroke: #9198a1; }
+    .failed, .lost { stroke: #ff7b72; }
   }
 """
 _HATCH = """<defs>
