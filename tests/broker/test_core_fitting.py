@@ -225,6 +225,22 @@ def test_a_capability_that_nobody_has_is_refused_with_those_there_are() -> None:
     error = refusal(play.submit(replace(a_spec(), capabilities=("code", "review"))))
     assert (error.code, error.message) == (Code.REFUSED, "no worker has all the capabilities code, review")
     assert "known capabilities are: code, review" in error.hint
+    error = refusal(play.submit(replace(a_spec("b"), capabilities=("art",))))
+    assert error.message == "no worker has the capability art"
+
+
+def test_a_capability_without_a_name_is_bad_input() -> None:
+    play = Play(some_settings(a_worker("w1")))
+    error = refusal(play.submit(replace(a_spec(), capabilities=("", "code"))))
+    assert (error.code, error.message) == (Code.BAD_INPUT, "a capability has no name")
+
+
+def test_a_window_that_only_a_model_which_was_not_asked_for_has_is_named_with_it() -> None:
+    wide = (("wide:latest", (Option("num_ctx", 16_384),)),)
+    play = Play(some_settings(replace(a_worker("w1", models=(MODEL, "wide:latest")), model_options=wide)))
+    error = refusal(play.submit(a_spec(min_context=16_000)))
+    assert error.code is Code.CONTEXT_TOO_SMALL
+    assert "with its default model" in error.message
 
 
 # Versions of a model

@@ -78,7 +78,7 @@ def test_what_the_workers_did_is_told_in_numbers_and_their_factors_follow(broker
     assert "  a full window gets 5 m to its first token, 35 m 35 s altogether" in shown
     assert "24 hours  3 attempts ended, 67% succeeded" in shown
     assert "  50 s on average, 50 s to 50 s; 0 loaded a model" in shown
-    assert "History   factor 0.25 since" in shown
+    assert "History   factor 0.25 set " in shown
     assert "2 runs against the local workers" in shown
     assert (known["configured_factor"], known["factor_samples"], known["latency_ms"]) == (0.5, 2, 3)
     assert known["windows"][0]["output_tokens_per_s"] == 10.0

@@ -68,6 +68,11 @@ def test_an_unknown_worker_is_not_found(ctl: Ctl) -> None:
     ran = ctl("workers", "show", "lan_003", "--json")
     assert (ran.code, ran.error["code"]) == (5, "not_found")
     assert "lan_003" in ran.error["message"]
+    assert ran.error["hint"] == "known are: lan_001, lan_002"
+
+
+def test_a_worker_that_was_never_seen_answers_in_no_time(ctl: Ctl) -> None:
+    assert "Seen      never\n" in ctl("workers", "show", "lan_002").out
 
 
 def test_a_pause_holds_until_it_is_ended(broker: BrokerPlay, ctl: Ctl) -> None:

@@ -146,12 +146,17 @@ def _with_capabilities(state: State, task: NewTask, workers: list[LiveWorker]) -
     if having:
         return having
     known = sorted({word for worker in state.workers.values() for word in worker.settings.capabilities})
-    where = f"worker {task.worker} does not have" if task.worker else "no worker that is asked for has"
+    if "" in task.capabilities:
+        raise Refusal(
+            Code.BAD_INPUT, "a capability has no name", "leave it out, or write one of a worker's capabilities"
+        )
+    where = f"worker {task.worker} does not have" if task.worker else "no worker with these labels has"
     if not task.worker and not task.labels:
         where = "no worker has"
+    wanted = ", ".join(task.capabilities)
     raise Refusal(
         Code.REFUSED,
-        f"{where} all the capabilities {', '.join(task.capabilities)}",
+        f"{where} {'the capability' if len(task.capabilities) == 1 else 'all the capabilities'} {wanted}",
         f"known capabilities are: {', '.join(known) or 'none'}; they stand in workers.yaml",
     )
 
@@ -177,9 +182,9 @@ def _check_window(state: State, task: NewTask, workers: list[LiveWorker]) -> Non
         assert largest is not None, "there are workers"
         raise Refusal(
             Code.CONTEXT_TOO_SMALL,
-            f"no worker has a window of {task.min_context:,} tokens;"
+            f"no worker has a window of {task.min_context:,} tokens{'' if task.model else ' with its default model'};"
             f" the largest is num_ctx {largest.num_ctx_for(task.model):,} on {largest.worker_id}",
-            "ask for a smaller --min-context, or raise num_ctx of a worker in workers.yaml",
+            "ask for a smaller --min-context or another model, or raise num_ctx of a worker in workers.yaml",
         )
     misfits = {worker.worker_id: state.router.fitting.misfit(task, (), worker) for worker in wide}
     if None in misfits.values():

@@ -173,7 +173,7 @@ class Requests:
         if message.worker_id:
             shown = [worker for worker in shown if worker.worker_id == message.worker_id]
             if not shown:
-                raise Refusal(Code.NOT_FOUND, f"no worker {message.worker_id!r} is known")
+                raise _unknown_worker(state, message.worker_id)
         state.send(session.session, Workers(message.request_id, worker_views(state, shown)))
 
     def stats(self, session: Session, message: GetStats) -> None:
@@ -192,7 +192,7 @@ class Requests:
         def then(found: Found) -> None:
             self._counting.discard(session.name)
             if not known and not found.stats:
-                raise Refusal(Code.NOT_FOUND, f"no worker {message.worker_id!r} is known")
+                raise _unknown_worker(state, message.worker_id)
             factors = tuple(
                 FactorView(one.worker_id, one.at_ms, one.factor, one.samples, one.baseline) for one in found.factors
             )
@@ -301,6 +301,11 @@ def one_task(state: State, session: Session, task_id: int, found: Found) -> Task
             hint = f"the workshop was restored from an older backup: submit again; {hint}"
         raise Refusal(Code.NOT_FOUND, f"there is no task {task_id}", hint)
     return tasks[0]
+
+
+def _unknown_worker(state: State, worker_id: str) -> Refusal:
+    known = ", ".join(state.workers) or "none"
+    return Refusal(Code.NOT_FOUND, f"no worker {worker_id!r} is known", f"known are: {known}")
 
 
 def _chars_of(view: TaskView) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from koubou_client.ctl.output import clean
 
 _GAP = "  "
+_DIGEST_CHARS = 12  # of a model's version, as `ollama list` shows it
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -42,6 +43,11 @@ def shorten(text: str, columns: int) -> str:
             break
         kept += character
     return kept + "…"
+
+
+def short_digest(digest: str) -> str:
+    """A model's version, as long as people compare it."""
+    return digest.removeprefix("sha256:")[:_DIGEST_CHARS]
 
 
 def _one_line(value: object) -> str:

@@ -9,7 +9,7 @@ import click
 from koubou_client.ctl.output import OK, Output
 from koubou_client.ctl.params import Duration
 from koubou_client.ctl.stats import error_texts, stats_json
-from koubou_client.ctl.tables import shorten, table
+from koubou_client.ctl.tables import short_digest, shorten, table
 from koubou_client.ctl.times import age, duration
 from koubou_client.ctl.views import worker_json, worker_state
 from koubou_common.errors import Code, KoubouError
@@ -23,7 +23,6 @@ _POLL_S = 1.0  # how often a drain looks whether the last task is over
 _CELL_COLUMNS = 50
 _HOUR = "1h"
 _STATS_SINCE = 2  # the protocol that knows GetStats
-_DIGEST_CHARS = 12  # of a model's version, as `ollama list` shows it
 _CHANGES_SHOWN = 5  # of the factor, the newest
 
 _ids = click.argument("worker_ids", metavar="ID...", nargs=-1, required=True)
@@ -194,6 +193,8 @@ def _row(worker: WorkerView, now_ms: int) -> tuple[object, ...]:
 
 def _facts(worker: WorkerView, now_ms: int) -> list[tuple[str, str]]:
     seen = f"{age(worker.last_seen_ms, now_ms)} ago" if worker.last_seen_ms else "never"
+    if worker.connected:
+        seen += f", answers in {duration(worker.latency_ms)}"
     return [
         ("Worker", f"{worker.worker_id} ({worker.location})"),
         ("State", worker_state(worker)),
@@ -204,7 +205,7 @@ def _facts(worker: WorkerView, now_ms: int) -> list[tuple[str, str]]:
         ("Loaded", ", ".join(worker.loaded) or "-"),
         ("Factor", _factor(worker)),
         ("Success", f"{worker.success_rate:.0%} ({worker.succeeded} succeeded, {worker.failed} failed)"),
-        ("Seen", f"{seen}, answers in {duration(worker.latency_ms)}"),
+        ("Seen", seen),
         ("Ollama", f"{worker.ollama_version or 'version unknown'} at {worker.address or '-'}"),
         ("Agent", worker.agent or "-"),
     ]
@@ -227,7 +228,7 @@ def _foreign(worker: WorkerView) -> Iterator[tuple[str, str]]:
 def _windows(worker: WorkerView) -> Iterator[tuple[str, str]]:
     """Each model's window and speed, and the limits that follow from it."""
     for nth, one in enumerate(worker.windows):
-        version = f", version {one.digest.removeprefix('sha256:')[:_DIGEST_CHARS]}" if one.digest else ""
+        version = f", version {short_digest(one.digest)}" if one.digest else ""
         yield "" if nth else "Windows", f"{one.model}: {one.num_ctx:,} tokens{version}"
         if one.output_tokens_per_s:
             yield "", f"  reads {one.prompt_tokens_per_s:,.0f}, says {one.output_tokens_per_s:,.1f} tokens a second"
@@ -249,7 +250,7 @@ def _measured(stats: Stats, now_ms: int) -> Iterator[tuple[str, str]]:
             yield "", f"  {error_texts(one)}"
     for nth, change in enumerate(stats.factors[:_CHANGES_SHOWN]):
         why = f"{_runs(change.samples)} against {change.baseline}" if change.samples else change.baseline
-        yield "" if nth else "History", f"factor {change.factor:.2f} since {age(change.at_ms, now_ms)}: {why}"
+        yield "" if nth else "History", f"factor {change.factor:.2f} set {age(change.at_ms, now_ms)} ago: {why}"
 
 
 def _runs(count: int) -> str:
