@@ -75,7 +75,9 @@ def draft_task(
         )
     if faults := check_options(dict(options or {}), from_task=True):
         hint = "ask for a large enough window with --min-context N" if "num_ctx" in (options or {}) else ""
-        raise KoubouError(Code.BAD_INPUT, "; ".join(faults), hint or "see `koubou-ctl config schema`")
+        raise KoubouError(
+            Code.BAD_INPUT, "; ".join(faults), hint or "their names and types: koubou-ctl config schema workers"
+        )
     for what, name in (("target", target), ("output", out_path)):
         if name and (fault := name_fault(name)):
             raise KoubouError(Code.BAD_INPUT, f"{what} {name}: {fault}", "choose a relative path")

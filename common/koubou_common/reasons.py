@@ -44,6 +44,11 @@ class Reason(StrEnum):
         """Whether waiting does not change it: only another set-up does."""
         return self in _LASTING
 
+    @property
+    def is_plan(self) -> bool:
+        """Whether the worker has room for the task, and the policy another plan."""
+        return self in _PLANS
+
 
 _LASTING = frozenset(
     {
@@ -56,6 +61,8 @@ _LASTING = frozenset(
         Reason.EXCLUDED,
     }
 )
+
+_PLANS = frozenset({Reason.AVOIDED, Reason.WAITS_FOR_PREFERRED, Reason.KEPT_FOR_LOADED_MODEL, Reason.FASTER_ELSEWHERE})
 
 _TEXTS: Mapping[Reason, str] = {
     Reason.OTHER_WORKER: "another worker was asked for",

@@ -26,6 +26,7 @@ from support.fake_workshop import NOW_MS, FakeWorkshop, a_view
 BUSY = Candidate("lan_001", True, False, 98.0, "busy: 2 of 2 slots in use", Reason.BUSY)
 PAUSED = Candidate("lan_002", False, False, 0.0, "paused", Reason.PAUSED)
 LACKS = Candidate("local", False, False, 0.0, "has no model llama3:8b", Reason.MODEL_NOT_LISTED)
+HELD = Candidate("lan_004", True, False, 50.0, "the rule waits for a preferred worker", Reason.WAITS_FOR_PREFERRED)
 FREE = Candidate("lan_003", True, True, 180.0, "", None, (ScorePart("factor", 100.0), ScorePart("idle", 50.0)))
 
 
@@ -122,6 +123,13 @@ local    never          -  has no model llama3:8b
     )
 
 
+def test_a_worker_that_has_room_and_another_plan_is_not_said_to_be_busy(ctl: Ctl, workshop: FakeWorkshop) -> None:
+    out = shown(ctl, workshop, waiting(HELD, PAUSED))
+    assert out.startswith("\nA worker has room, but does not take it yet: WHY says what for.\n")
+    assert "lan_004  later      50.0  the rule waits for a preferred worker" in out
+    assert "slot" not in out
+
+
 def test_an_impossible_task_is_called_so_and_told_a_way_out(ctl: Ctl, workshop: FakeWorkshop) -> None:
     other = Candidate("lan_001", False, False, 0.0, "worker gpu-7 was asked for", Reason.OTHER_WORKER)
     out = shown(ctl, workshop, waiting(LACKS, other, starts_basis="no worker could take it as things stand"))
@@ -157,6 +165,8 @@ def test_a_workshop_without_workers_is_told_to_invite_one(ctl: Ctl, workshop: Fa
         ((), "no_worker"),
         ((LACKS, FREE), "goes_next"),
         ((LACKS, BUSY), "waits_for_slot"),
+        ((HELD, BUSY), "waits_for_slot"),
+        ((HELD, PAUSED), "held_back"),
         ((LACKS, PAUSED), "nobody_now"),
         ((LACKS,), "impossible"),
         ((replace(LACKS, code=None),), "nobody_now"),  # a reason that nobody named says nothing of ever

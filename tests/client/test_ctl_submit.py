@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -296,6 +297,17 @@ def test_flags_are_told_beside_the_output(ctl: Ctl, workshop: FakeWorkshop) -> N
     assert "flagged: chatty" in ran.err
 
 
+def test_an_answer_from_the_cache_is_no_fault_and_says_how_to_ask_anew(ctl: Ctl, workshop: FakeWorkshop) -> None:
+    def finish(workshop: FakeWorkshop, ids: list[int]) -> None:
+        workshop.edit(ids[0], flags=("cached",))
+        workshop.succeed(ids[0])
+
+    workshop.on_submit = finish
+    ran = ctl("submit", "x", "--wait")
+    assert ran.out == "the answer\n"
+    assert ran.err == "task 142: answered from the result cache; --no-cache asks anew\n"
+
+
 def test_waiting_may_end_before_the_task_which_goes_on(ctl: Ctl, workshop: FakeWorkshop) -> None:
     ran = ctl("submit", "x", "--wait-timeout", "0.2")
     assert (ran.code, ran.out) == (3, "")
@@ -396,6 +408,26 @@ def test_a_dry_run_says_that_an_estimate_rests_on_nothing(ctl: Ctl, workshop: Fa
     out = ctl("submit", "x", "--dry-run").out  # the fake's plan is that of an older broker
     assert "about 12 tokens, but nothing was measured yet" in out
     assert "Begins" not in out
+
+
+def test_a_dry_run_does_not_speak_of_slots_where_the_policy_has_another_plan(ctl: Ctl, workshop: FakeWorkshop) -> None:
+    held = Candidate("slow", True, False, 50.0, "", Reason.WAITS_FOR_PREFERRED)
+    workshop.plan = replace(a_plan(), candidates=(held,))
+    ran = ctl("submit", "x", "--dry-run")
+    assert "It would wait: the rule waits for a preferred worker. Nothing was submitted." in ran.out
+
+
+def test_a_dry_run_names_the_one_worker_that_gets_it_where_several_could(ctl: Ctl, workshop: FakeWorkshop) -> None:
+    second = Candidate("lan_009", True, True, 12.0, "", None, (ScorePart("factor", 12.0),), 0, 90.0)
+    plan = a_plan()
+    workshop.plan = replace(plan, candidates=(plan.candidates[0], second))
+    assert "It would start at once on lan_001. Nothing was submitted." in ctl("submit", "x", "--dry-run").out
+
+
+def test_a_version_is_as_short_as_workers_show_has_it(ctl: Ctl, workshop: FakeWorkshop) -> None:
+    workshop.plan = replace(a_plan(), digest="17052f91a42e" + "0" * 52)
+    assert "  Version  17052f91a42e\n" in ctl("submit", "x", "--dry-run").out
+    assert ctl("submit", "x", "--dry-run", "--json").data["digest"] == "17052f91a42e" + "0" * 52
 
 
 def a_plan() -> Plan:

@@ -12,6 +12,15 @@ def test_every_reason_has_a_text_of_its_own_that_follows_a_workers_name() -> Non
     assert all(text and not text.endswith(".") and text[0].islower() for text in texts)
 
 
+def test_a_worker_with_room_and_another_plan_is_told_from_one_without_room() -> None:
+    assert {reason for reason in Reason if reason.is_plan} == {
+        Reason.AVOIDED,
+        Reason.WAITS_FOR_PREFERRED,
+        Reason.KEPT_FOR_LOADED_MODEL,
+        Reason.FASTER_ELSEWHERE,
+    }
+
+
 def test_what_only_another_set_up_changes_is_lasting_and_nothing_else() -> None:
     assert {reason for reason in Reason if reason.is_lasting} == {
         Reason.OTHER_WORKER,

@@ -80,7 +80,7 @@ def _takes_it(candidate: Candidate) -> str:
     if candidate.available:
         return "now"
     if candidate.eligible:
-        return "when free"
+        return "later" if candidate.code is not None and candidate.code.is_plan else "when free"
     return "never" if candidate.code is not None and candidate.code.is_lasting else "not now"
 
 

@@ -12,7 +12,15 @@ from koubou_client.ctl.ids import resolve_one
 from koubou_client.ctl.output import OK, Output
 from koubou_client.ctl.reasons import words_of
 from koubou_client.ctl.times import duration
-from koubou_client.ctl.views import attempt_json, candidate_json, decision_json, reasons_json, task_json, task_name
+from koubou_client.ctl.views import (
+    CACHED,
+    attempt_json,
+    candidate_json,
+    decision_json,
+    reasons_json,
+    task_json,
+    task_name,
+)
 from koubou_common.messages import Explanation
 from koubou_common.messages.values import AttemptView, Candidate, TaskState, TaskView
 from koubou_common.reasons import Reason
@@ -25,6 +33,7 @@ class Outlook(StrEnum):
 
     GOES_NEXT = "goes_next"  # a worker is free for it
     WAITS_FOR_SLOT = "waits_for_slot"
+    HELD_BACK = "held_back"  # who could take it has room, and the policy another plan
     NOBODY_NOW = "nobody_now"  # who could take it is away, paused or out of order
     IMPOSSIBLE = "impossible"  # as things are set up, no worker ever will
     NO_WORKER = "no_worker"
@@ -33,6 +42,7 @@ class Outlook(StrEnum):
 _VERDICTS: Mapping[Outlook, str] = {
     Outlook.GOES_NEXT: "A worker is free for it.",
     Outlook.WAITS_FOR_SLOT: "It waits for a slot on a worker that can take it.",
+    Outlook.HELD_BACK: "A worker has room, but does not take it yet: WHY says what for.",
     Outlook.NOBODY_NOW: "No worker that could take it is able to now.",
     Outlook.IMPOSSIBLE: "Impossible as things are set up: no worker can ever take it.",
     Outlook.NO_WORKER: "No worker has joined yet.",
@@ -76,7 +86,7 @@ def command(output: Output, task_id: str) -> int:
     if told.task.state is TaskState.QUEUED:
         _say_waiting(output, told)
     elif not told.attempts:
-        cached = "cached" in told.task.flags
+        cached = CACHED in told.task.flags
         output.say("  Answered from the result cache: no worker ran." if cached else "  No worker ever began it.")
     return OK
 
@@ -87,8 +97,10 @@ def outlook_of(told: Explanation) -> Outlook:
         return Outlook.NO_WORKER
     if any(one.available for one in told.candidates):
         return Outlook.GOES_NEXT
-    if any(one.eligible for one in told.candidates):
-        return Outlook.WAITS_FOR_SLOT
+    eligible = [one for one in told.candidates if one.eligible]
+    if eligible:
+        held = all(one.code is not None and one.code.is_plan for one in eligible)
+        return Outlook.HELD_BACK if held else Outlook.WAITS_FOR_SLOT
     if told.reasons and all(one.reason.is_lasting for one in told.reasons):
         return Outlook.IMPOSSIBLE
     return Outlook.NOBODY_NOW

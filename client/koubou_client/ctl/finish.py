@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from koubou_client.ctl.output import A_TASK_FAILED, OK, Output
 from koubou_client.ctl.reasons import failure_of
-from koubou_client.ctl.views import batch_name, task_json
+from koubou_client.ctl.views import CACHED, batch_name, task_json
 from koubou_client.ctl.waiting import Waiter
 from koubou_client.outputs import write_output
 from koubou_common.errors import Code, KoubouError
@@ -32,7 +32,10 @@ def finish_one(output: Output, client: "Client", task_id: int, root: Path, *, ti
     elif not task.out_path:
         output.raw(data)
     for flag in task.flags:
-        output.note(f"task {task_id} is flagged: {flag} (all the model said: koubou-ctl result {task_id} --raw)")
+        if flag == CACHED:
+            output.note(f"task {task_id}: answered from the result cache; --no-cache asks anew")
+        else:
+            output.note(f"task {task_id} is flagged: {flag} (all the model said: koubou-ctl result {task_id} --raw)")
     return OK
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from koubou_client.ctl.candidates import candidate_lines, counts_text, fact_lines, start_text
 from koubou_client.ctl.output import OK, Output
 from koubou_client.ctl.submit_jsonl import Line
-from koubou_client.ctl.tables import shorten, table
+from koubou_client.ctl.tables import short_digest, shorten, table
 from koubou_client.ctl.views import candidate_json, reasons_json
 from koubou_common.errors import Code, KoubouError
 from koubou_common.messages.values import Plan
@@ -22,7 +22,7 @@ def show_one(output: Output, plan: Plan) -> int:
     else:
         facts = [
             ("Model", plan.model or "the default of the worker that takes it"),
-            ("Version", plan.digest),
+            ("Version", short_digest(plan.digest)),
             ("Prompt", tokens_text(plan)),
             ("Rule", plan.rule or "none matches: all workers"),
             ("Begins", "" if plan.refusal else start_text(plan.starts_in_s, plan.starts_basis)),
@@ -64,7 +64,7 @@ def show_many(output: Output, lines: Sequence[Line], plans: Sequence[Plan], name
             for line, plan in zip(lines, plans, strict=True)
         ]
         output.say(table(("LINE", "CUSTOM_ID", "MODEL", "TOKENS", "READY", "RULE OR REFUSAL"), rows))
-        output.say(f"{len(lines)} tasks. Nothing was submitted.")
+        output.say(f"{len(lines)} task{'s' * (len(lines) != 1)}. Nothing was submitted.")
     refused = [(line, plan) for line, plan in zip(lines, plans, strict=True) if plan.refusal]
     if refused:
         raise KoubouError(
@@ -83,14 +83,16 @@ def tokens_text(plan: Plan) -> str:
 
 def _fate(plan: Plan) -> str:
     if ready := _available(plan):
-        return f"start at once on {' or '.join(ready)}"
-    if any(candidate.eligible for candidate in plan.candidates):
-        return "wait for a free slot"
-    return "wait for a worker that can run it"
+        return f"start at once on {ready[0]}"
+    eligible = [candidate for candidate in plan.candidates if candidate.eligible]
+    plans = [one.code.text for one in eligible if one.code is not None and one.code.is_plan]
+    if plans and len(plans) == len(eligible):
+        return f"wait: {plans[0]}"
+    return "wait for a free slot" if eligible else "wait for a worker that can run it"
 
 
 def _available(plan: Plan) -> list[str]:
-    """The workers that could take it now; among them the rule's preferred ones go first."""
+    """The workers that could take it now, the one that would get it first."""
     return [candidate.worker_id for candidate in plan.candidates if candidate.available]
 
 

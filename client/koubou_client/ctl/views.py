@@ -14,6 +14,8 @@ from koubou_common.messages.values import (
     WorkerView,
 )
 
+CACHED = "cached"  # the flag of a task that the broker's result cache answered
+
 
 def task_json(task: TaskView, output: str | None = None) -> dict[str, Any]:
     """A task; `output` where it was asked for and there is one."""
