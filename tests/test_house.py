@@ -29,7 +29,8 @@ def test_every_package_has_a_contract_that_places_all_its_files() -> None:
         for container in contract["containers"]
     }
     root_packages = pyproject()["tool"]["importlinter"]["root_packages"]
-    assert placed == set(root_packages) == set(package_folders())
+    # A folder within a package may have a contract of its own beside it.
+    assert {one for one in placed if "." not in one} == set(root_packages) == set(package_folders())
 
 
 def test_every_package_is_built_linted_and_typed() -> None:

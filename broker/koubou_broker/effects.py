@@ -19,7 +19,7 @@ from koubou_broker.records import (
     TaskProgress,
     Worker,
 )
-from koubou_broker.speeds import Speed
+from koubou_broker.routing.speeds import Speed
 from koubou_common.messages import EndBackup, FromBroker, GetBackupPart, MakeBackup
 from koubou_common.messages.values import Role, TaskState, WorkerStats
 

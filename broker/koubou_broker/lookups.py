@@ -29,8 +29,8 @@ from koubou_broker.effects import (
 from koubou_broker.idempotency import submission_hash
 from koubou_broker.measurements import find_speeds, find_stats
 from koubou_broker.records import Decided
+from koubou_broker.routing.workers import speaks_about_worker
 from koubou_broker.transaction import in_lists
-from koubou_broker.workers import speaks_about_worker
 from koubou_common.errors import ErrorClass
 from koubou_common.messages.limits import BATCH_TASKS, PAGE_PARKED, PAGE_TASKS
 from koubou_common.messages.values import TaskState

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, select
 from koubou_broker import rows, schema
 from koubou_broker.effects import FindSpeeds, FindStats, Found
 from koubou_broker.records import FactorChange
-from koubou_broker.speeds import FAST_READING, Speed, by_normal_model
+from koubou_broker.routing.speeds import FAST_READING, Speed, by_normal_model
 from koubou_common.messages.values import ErrorCount, WorkerStats
 
 ATTEMPTS_MOST = 20_000  # the newest, of which speeds are made: enough for every worker, and soon read

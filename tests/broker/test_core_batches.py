@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from koubou_broker.core import CoreSettings
-from koubou_broker.queue import HIGH
+from koubou_broker.routing.queue import HIGH
 from koubou_common.messages.values import TaskSpec
 from support.core_boxes import Boxes, Given
 from support.core_play import MODEL, a_spec, a_worker, some_settings

@@ -6,9 +6,9 @@ import pytest
 
 from koubou_broker.core_settings import CoreSettings, Rule
 from koubou_broker.effects import Peer
-from koubou_broker.queue import Need
 from koubou_broker.records import Attempt, Decided
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.queue import Need
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common import codec
 from koubou_common.errors import Code, ErrorClass
 from koubou_common.messages import (

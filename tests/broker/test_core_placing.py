@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from koubou_broker.placing import placement_text
 from koubou_broker.records import Attempt, Decided
+from koubou_broker.routing.placing import placement_text
 from koubou_common.errors import ErrorClass
 from koubou_common.messages import AgentHello, Dispatch
 from koubou_common.messages.values import AgentHealth, ModelSeen

@@ -7,8 +7,8 @@ import pytest
 
 from koubou_broker.core import Core
 from koubou_broker.effects import Now
-from koubou_broker.queue import Need
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.queue import Need
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.errors import Code, ErrorClass
 from koubou_common.messages import ClientHello, ClientWelcome, GetStory, GetTasks, Retry, Story, Tasks
 from koubou_common.messages.values import TaskView

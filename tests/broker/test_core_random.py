@@ -11,8 +11,8 @@ from koubou_broker.core.attempts import Attempts
 from koubou_broker.core.lifecycle import Lifecycle
 from koubou_broker.core.submissions import Submissions
 from koubou_broker.effects import Close, Effect, Send
+from koubou_broker.routing.workers import LiveWorker
 from koubou_broker.task import LiveAttempt
-from koubou_broker.workers import LiveWorker
 from koubou_common.errors import ErrorClass
 from koubou_common.messages import (
     Abort,

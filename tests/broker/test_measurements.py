@@ -13,7 +13,7 @@ from koubou_broker.database import open_reader, open_writer
 from koubou_broker.effects import FindSpeeds, FindStats, Found, Query
 from koubou_broker.lookups import find
 from koubou_broker.records import FactorChange, Record, WorkerMetric
-from koubou_broker.speeds import Speed, speeds_of
+from koubou_broker.routing.speeds import Speed, speeds_of
 from koubou_common.messages.values import ErrorCount, WorkerStats
 from support.store_play import START_MS, a_metric, a_store, a_submitted_task, a_worker
 

@@ -23,11 +23,11 @@ from koubou_broker.core.restore import restore
 from koubou_broker.core.state import State
 from koubou_broker.core.submissions import Submissions
 from koubou_broker.effects import Effect, Lookup, Send
-from koubou_broker.grouping import Grouping
+from koubou_broker.routing.grouping import Grouping
+from koubou_broker.routing.workers import LiveWorker
 from koubou_broker.task import LiveAttempt, Task
 from koubou_broker.timers import Timer
 from koubou_broker.turns import Ledger, Turn
-from koubou_broker.workers import LiveWorker
 from koubou_common.messages import Abort, ResultStored, Submitted
 from koubou_common.messages.values import AttemptProgress, AttemptState, TaskState
 from sim.bugs import Bugs

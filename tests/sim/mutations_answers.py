@@ -10,8 +10,8 @@ from koubou_broker.cache_keys import Answerer, answer_key
 from koubou_broker.core.attempts import Attempts
 from koubou_broker.core.cache import ResultCache
 from koubou_broker.core.submissions import Submissions
-from koubou_broker.fitting import Fitting
 from koubou_broker.records import NewTask
+from koubou_broker.routing.fitting import Fitting
 from sim.bugs import Bugs
 
 _NO_BUGS = Bugs()

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from koubou_broker.strategies import STRATEGIES
+from koubou_broker.routing.strategies import STRATEGIES
 from koubou_simulator.lan.baselines import (
     LeastConnectionsAtSubmit,
     OriginalAtSubmit,

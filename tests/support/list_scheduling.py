@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from koubou_broker.core_settings import CoreSettings, WorkerSettings
-from koubou_broker.placing import Held
-from koubou_broker.queue import Need
-from koubou_broker.routing import TaskRouter
-from koubou_broker.strategies import Strategy
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.placing import Held
+from koubou_broker.routing.queue import Need
+from koubou_broker.routing.router import TaskRouter
+from koubou_broker.routing.strategies import Strategy
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.messages.values import AgentHealth, ModelSeen
 from koubou_common.reasons import Reason
 

@@ -1,11 +1,11 @@
 """A router over connected workers, without a core around it."""
 
 from koubou_broker.core_settings import CoreSettings, Rule, WorkerSettings
-from koubou_broker.placing import Held, Placed
-from koubou_broker.queue import Need
 from koubou_broker.records import NewTask
-from koubou_broker.routing import TaskRouter
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.placing import Held, Placed
+from koubou_broker.routing.queue import Need
+from koubou_broker.routing.router import TaskRouter
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.messages.values import AgentHealth, ModelSeen
 from support.core_play import a_new_task
 

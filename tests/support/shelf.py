@@ -40,7 +40,7 @@ from koubou_broker.records import (
     Worker,
     WorkerMetric,
 )
-from koubou_broker.speeds import speeds_of
+from koubou_broker.routing.speeds import speeds_of
 from koubou_broker.transaction import OWNED_BYTES
 from koubou_common.messages.limits import CHUNK_BYTES, PAGE_PARKED
 from koubou_common.messages.values import AttemptState, Role, TaskState, WorkerStats

@@ -7,10 +7,10 @@ from koubou_broker.core.lifecycle import Lifecycle
 from koubou_broker.core.state import ALERT_LASTS_S, Refusal, Session, State
 from koubou_broker.core.views import worker_views
 from koubou_broker.effects import Allow, Close
+from koubou_broker.routing.versions import Versions
+from koubou_broker.routing.workers import LiveWorker
 from koubou_broker.task import LiveAttempt
 from koubou_broker.timers import Timer
-from koubou_broker.versions import Versions
-from koubou_broker.workers import LiveWorker
 from koubou_common.errors import Code, ErrorClass
 from koubou_common.messages import (
     PROTO_MAX,

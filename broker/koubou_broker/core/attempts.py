@@ -8,13 +8,13 @@ from koubou_broker.core.measuring import note_end, note_success
 from koubou_broker.core.state import ALERT_LASTS_S, State
 from koubou_broker.core.windows import limits_of
 from koubou_broker.effects import FindAttempt, Found
-from koubou_broker.placing import Placed, placement_text
-from koubou_broker.queue import Need
 from koubou_broker.records import Attempt, BodyRef, Decided, Parked
+from koubou_broker.routing.placing import Placed, placement_text
+from koubou_broker.routing.queue import Need
+from koubou_broker.routing.versions import short_digest
+from koubou_broker.routing.workers import LiveWorker
 from koubou_broker.task import LiveAttempt, Task, charge, forgive, judge
 from koubou_broker.timers import Timer
-from koubou_broker.versions import short_digest
-from koubou_broker.workers import LiveWorker
 from koubou_common.errors import Category, ErrorClass, category_of
 from koubou_common.messages import Abort, Dispatch, Failure, Result, ResultStored
 from koubou_common.messages.values import (

@@ -7,8 +7,8 @@ from koubou_broker.core.lifecycle import Lifecycle
 from koubou_broker.core.state import Refusal, State
 from koubou_broker.effects import FindCached, Found, StoredTask
 from koubou_broker.records import CachedResult, NewTask
+from koubou_broker.routing.workers import LiveWorker
 from koubou_broker.task import LiveAttempt, Task
-from koubou_broker.workers import LiveWorker
 from koubou_common.messages import Result
 from koubou_common.models import normal_model
 

@@ -1,9 +1,9 @@
 """What a submission may ask for: every refusal says what is wrong, names the limit and a way out."""
 
 from koubou_broker.core.state import Refusal, State
-from koubou_broker.fitting import largest_window, size_bytes_of
 from koubou_broker.records import BodyRef, NewTask
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.fitting import largest_window, size_bytes_of
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.errors import Code
 from koubou_common.messages.limits import PRIORITY_HIGHEST, PRIORITY_LOWEST
 from koubou_common.messages.values import Body, File, TaskSpec

@@ -25,7 +25,7 @@ from koubou_broker.core.upkeep import Upkeep
 from koubou_broker.core_settings import CoreSettings
 from koubou_broker.effects import Effect, Erased, Found, Now, Peer, Snapshot
 from koubou_broker.records import Principal
-from koubou_broker.strategies import Strategy
+from koubou_broker.routing.strategies import Strategy
 from koubou_broker.timers import Timer
 from koubou_common.errors import Code, ErrorClass
 from koubou_common.messages import (

@@ -7,11 +7,11 @@ from koubou_broker.core.attempts import Attempts
 from koubou_broker.core.lifecycle import Lifecycle
 from koubou_broker.core.standings import hoped_s
 from koubou_broker.core.state import State
-from koubou_broker.placing import Held, Placed
-from koubou_broker.queue import HIGH, Head
-from koubou_broker.roster import fits
+from koubou_broker.routing.placing import Held, Placed
+from koubou_broker.routing.queue import HIGH, Head
+from koubou_broker.routing.roster import fits
+from koubou_broker.routing.workers import LiveWorker
 from koubou_broker.timers import Timer
-from koubou_broker.workers import LiveWorker
 from koubou_common.reasons import Reason
 
 STARVED = "starved"  # the alert's code

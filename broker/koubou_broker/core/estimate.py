@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from koubou_broker.core.state import State
-from koubou_broker.fitting import model_bytes_of
 from koubou_broker.records import NewTask
+from koubou_broker.routing.fitting import model_bytes_of
 from koubou_common.messages.values import Candidate
 from koubou_common.reasons import Reason
 

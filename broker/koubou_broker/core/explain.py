@@ -8,7 +8,7 @@ from koubou_broker.core.standings import candidates_for, waited_s
 from koubou_broker.core.state import Session, State
 from koubou_broker.core.views import attempt_views, candidate_views, overlaid, task_view
 from koubou_broker.effects import FindStory, Found
-from koubou_broker.placing import count_reasons
+from koubou_broker.routing.placing import count_reasons
 from koubou_broker.task import Task
 from koubou_common.messages import Explain, Explanation
 from koubou_common.messages.values import TaskState

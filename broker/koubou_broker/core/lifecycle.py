@@ -6,8 +6,8 @@ from dataclasses import replace
 from koubou_broker.core.measuring import note_end
 from koubou_broker.core.standings import Waits
 from koubou_broker.core.state import State
-from koubou_broker.queue import Need
 from koubou_broker.records import BodyRef
+from koubou_broker.routing.queue import Need
 from koubou_broker.task import Cause, LiveAttempt, Task
 from koubou_broker.timers import Timer
 from koubou_common.errors import Category, ErrorClass, category_of

@@ -2,13 +2,13 @@
 
 from koubou_broker.core.state import State
 from koubou_broker.effects import FindSpeeds, Found
-from koubou_broker.factors import Factor, has_changed
-from koubou_broker.fitting import model_bytes_of
 from koubou_broker.records import FactorChange, WorkerMetric
-from koubou_broker.speeds import by_normal_model
+from koubou_broker.routing.factors import Factor, has_changed
+from koubou_broker.routing.fitting import model_bytes_of
+from koubou_broker.routing.speeds import by_normal_model
+from koubou_broker.routing.workers import LiveWorker
 from koubou_broker.task import LiveAttempt
 from koubou_broker.timers import Timer
-from koubou_broker.workers import LiveWorker
 from koubou_common.errors import ErrorClass
 from koubou_common.messages import Result
 from koubou_common.messages.values import Metrics

@@ -5,9 +5,9 @@ from koubou_broker.core.estimate import start_of, tasks_before_new
 from koubou_broker.core.same_version import with_versions
 from koubou_broker.core.state import Refusal, State
 from koubou_broker.core.views import candidate_views
-from koubou_broker.fitting import model_bytes_of
-from koubou_broker.placing import count_reasons
 from koubou_broker.records import NewTask
+from koubou_broker.routing.fitting import model_bytes_of
+from koubou_broker.routing.placing import count_reasons
 from koubou_common.errors import Code
 from koubou_common.messages import Submit
 from koubou_common.messages.values import Plan

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from koubou_broker.core.state import Refusal, State
 from koubou_broker.records import NewTask
-from koubou_broker.versions import most_capable
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.versions import most_capable
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.errors import Code
 from koubou_common.models import normal_model
 

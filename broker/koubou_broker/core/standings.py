@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from koubou_broker.core.state import State
-from koubou_broker.placing import Held, Placed
-from koubou_broker.queue import Head, Need
-from koubou_broker.roster import fits
+from koubou_broker.routing.placing import Held, Placed
+from koubou_broker.routing.queue import Head, Need
+from koubou_broker.routing.roster import fits
+from koubou_broker.routing.workers import LiveWorker
 from koubou_broker.task import Task
-from koubou_broker.workers import LiveWorker
 from koubou_common.messages.values import Candidate, TaskState
 from koubou_common.reasons import Reason
 

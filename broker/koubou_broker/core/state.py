@@ -24,8 +24,6 @@ from koubou_broker.effects import (
     Snapshot,
     StoredTask,
 )
-from koubou_broker.grouping import Grouping
-from koubou_broker.queue import ReadyQueue
 from koubou_broker.records import (
     Attempt,
     Audit,
@@ -37,11 +35,13 @@ from koubou_broker.records import (
     TaskProgress,
     Worker,
 )
-from koubou_broker.routing import TaskRouter
-from koubou_broker.strategies import Strategy
+from koubou_broker.routing.grouping import Grouping
+from koubou_broker.routing.queue import ReadyQueue
+from koubou_broker.routing.router import TaskRouter
+from koubou_broker.routing.strategies import Strategy
+from koubou_broker.routing.workers import LiveWorker
 from koubou_broker.task import LiveAttempt, Task
 from koubou_broker.timers import Timer, Timers
-from koubou_broker.workers import LiveWorker
 from koubou_common.errors import Code
 from koubou_common.messages import PROTO_MIN, Error, FromBroker, Submitted
 from koubou_common.messages.values import AlertView, Role, TaskSpec

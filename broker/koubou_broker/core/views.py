@@ -7,8 +7,8 @@ from koubou_broker.core.standings import Waits
 from koubou_broker.core.state import State
 from koubou_broker.core.windows import model_windows
 from koubou_broker.records import Attempt, Event
+from koubou_broker.routing.workers import LiveWorker
 from koubou_broker.task import Task
-from koubou_broker.workers import LiveWorker
 from koubou_common.errors import ErrorClass
 from koubou_common.messages import PROTO_MAX
 from koubou_common.messages.values import (

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from koubou_broker.core.state import State
-from koubou_broker.fitting import model_bytes_of
-from koubou_broker.performance import TimeLimits
 from koubou_broker.records import NewTask
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.fitting import model_bytes_of
+from koubou_broker.routing.performance import TimeLimits
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.messages.values import ModelWindow, Option
 from koubou_common.models import normal_model
 

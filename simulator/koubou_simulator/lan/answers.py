@@ -4,7 +4,7 @@ from collections import deque
 
 from koubou_broker.effects import FindSpeeds, Found, Query
 from koubou_broker.records import FactorChange, Record, WorkerMetric
-from koubou_broker.speeds import speeds_of
+from koubou_broker.routing.speeds import speeds_of
 
 _METRICS_KEPT = 100  # of each worker, the newest: enough for its speed, and a look-up stays cheap in long runs
 

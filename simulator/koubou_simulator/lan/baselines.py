@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
-from koubou_broker.strategies import Choice
+from koubou_broker.routing.strategies import Choice
 from koubou_simulator.lan.things import LOCAL, BoxSpec, Job
 
 # The rules of the original design: from and to which priority, which kinds of boxes.

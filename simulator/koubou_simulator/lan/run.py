@@ -11,7 +11,7 @@ from enum import Enum, auto
 from koubou_broker.core import Core, CoreSettings
 from koubou_broker.effects import Alert, Effect, Lookup, Now, Peer, Save, Send, Snapshot
 from koubou_broker.records import Principal, TaskProgress
-from koubou_broker.strategies import Strategy
+from koubou_broker.routing.strategies import Strategy
 from koubou_common.messages import (
     PROTO_MAX,
     PROTO_MIN,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from random import Random
 
 from koubou_broker.core import CoreSettings
-from koubou_broker.strategies import Strategy
+from koubou_broker.routing.strategies import Strategy
 from koubou_simulator.lan.baselines import (
     Chooser,
     LeastConnections,

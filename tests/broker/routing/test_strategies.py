@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from koubou_broker.core_settings import Rule
-from koubou_broker.placing import Held, Placed
-from koubou_broker.score import Standing, Times
-from koubou_broker.strategies import SHORT_TASK_S, STRATEGIES, Choice, EarliestFinish, PriorityBased, order_of
-from koubou_broker.weighing import Scales
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.placing import Held, Placed
+from koubou_broker.routing.score import Standing, Times
+from koubou_broker.routing.strategies import SHORT_TASK_S, STRATEGIES, Choice, EarliestFinish, PriorityBased, order_of
+from koubou_broker.routing.weighing import Scales
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.reasons import Reason
 from support.core_play import a_new_task, a_worker
 from support.list_scheduling import least_makespan_s, makespan_s, some_jobs

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from koubou_broker.queue import AGED_MOST, HIGH, Head, Need, ReadyQueue
+from koubou_broker.routing.queue import AGED_MOST, HIGH, Head, Need, ReadyQueue
 
 AGING_S = 60.0
 

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from koubou_broker.score import BESIDE_THE_SCORE
-from koubou_broker.strategies import Choice
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.score import BESIDE_THE_SCORE
+from koubou_broker.routing.strategies import Choice
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.messages.values import Candidate, Decision, ReasonCount
 from koubou_common.reasons import Reason
 

@@ -3,7 +3,7 @@
 import pytest
 
 from koubou_broker.core_settings import WorkerSettings
-from koubou_broker.models_seen import DEFAULT_NUM_CTX, ModelsSeen
+from koubou_broker.routing.models_seen import DEFAULT_NUM_CTX, ModelsSeen
 from koubou_common.messages.values import ModelSeen, Option
 
 OPTIONS = (Option("num_ctx", 4_096), Option("seed", 1))

@@ -4,10 +4,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from koubou_broker.core_settings import ANY_MODEL, CoreSettings, WorkerSettings
-from koubou_broker.foreign import ForeignLoad
-from koubou_broker.models_seen import ModelsSeen
 from koubou_broker.records import Worker
-from koubou_broker.residency import Residency
+from koubou_broker.routing.foreign import ForeignLoad
+from koubou_broker.routing.models_seen import ModelsSeen
+from koubou_broker.routing.residency import Residency
 from koubou_common.errors import Category, ErrorClass, category_of
 from koubou_common.messages.values import AgentHealth, WorkerConfig, WorkerMode
 from koubou_common.models import normal_model

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from koubou_broker.records import BodyRef
-from koubou_broker.score import Standing, Times, standing_of, times_of
-from koubou_broker.weighing import Scales
+from koubou_broker.routing.score import Standing, Times, standing_of, times_of
+from koubou_broker.routing.weighing import Scales
 from koubou_common.messages.values import File, ScorePart
 from support.core_play import MODEL, a_body, a_new_task, a_worker
 from support.routing_bench import Bench

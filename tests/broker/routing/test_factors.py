@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koubou_broker.factors import FACTOR_LEAST, FACTOR_MOST, Factor, has_changed, measured_factors
-from koubou_broker.speeds import Speed
+from koubou_broker.routing.factors import FACTOR_LEAST, FACTOR_MOST, Factor, has_changed, measured_factors
+from koubou_broker.routing.speeds import Speed
 
 MODEL = "gpt-oss:20b"
 

@@ -4,14 +4,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from koubou_broker.core_settings import LOCAL, REMOTE, CoreSettings
-from koubou_broker.fitting import Fitting
-from koubou_broker.performance import Performance
-from koubou_broker.queue import Need
-from koubou_broker.roster import obstacle_of, room_of
-from koubou_broker.score import standing_of, times_of
-from koubou_broker.strategies import Choice, first_of_all
-from koubou_broker.versions import differs_text
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.fitting import Fitting
+from koubou_broker.routing.performance import Performance
+from koubou_broker.routing.queue import Need
+from koubou_broker.routing.roster import obstacle_of, room_of
+from koubou_broker.routing.score import standing_of, times_of
+from koubou_broker.routing.strategies import Choice, first_of_all
+from koubou_broker.routing.versions import differs_text
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.messages.values import Candidate
 from koubou_common.reasons import Reason
 

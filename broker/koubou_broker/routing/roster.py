@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Mapping
 
 from koubou_broker.core_settings import CoreSettings
-from koubou_broker.queue import Need
-from koubou_broker.workers import SILENT_HEARTBEATS, LiveWorker
+from koubou_broker.routing.queue import Need
+from koubou_broker.routing.workers import SILENT_HEARTBEATS, LiveWorker
 from koubou_common.messages.values import WorkerMode
 from koubou_common.reasons import Reason
 

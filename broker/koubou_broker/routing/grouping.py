@@ -2,8 +2,8 @@
 
 from bisect import bisect_right
 
-from koubou_broker.queue import HIGH, Head, ReadyQueue
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.queue import HIGH, Head, ReadyQueue
+from koubou_broker.routing.workers import LiveWorker
 
 _STEPS = 64  # of the patience: overtaking is noted to one of these; the clock begins a step too early at most
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.workers import LiveWorker
 
 _SHOWN_CHARS = 12  # of a digest, as `ollama list` shows it
 _MODELS_NAMED = 5

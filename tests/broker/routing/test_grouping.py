@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from koubou_broker.core_settings import CoreSettings
-from koubou_broker.grouping import DUE_SHARE, Grouping
-from koubou_broker.queue import HIGH, Head, Need, ReadyQueue
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.grouping import DUE_SHARE, Grouping
+from koubou_broker.routing.queue import HIGH, Head, Need, ReadyQueue
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.messages.values import TaskSpec
 from support.core_boxes import Boxes, Given
 from support.core_play import a_spec, a_worker, some_settings

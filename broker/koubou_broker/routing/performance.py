@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from koubou_broker.core_settings import LOCAL, PerformanceSettings
-from koubou_broker.factors import Factor, measured_factors
-from koubou_broker.speeds import FAST_READING, Speed
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.factors import Factor, measured_factors
+from koubou_broker.routing.speeds import FAST_READING, Speed
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.messages.values import Metrics
 from koubou_common.models import normal_model
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from koubou_broker.core_settings import CoreSettings, Rule
-from koubou_broker.placing import Held, Placed
-from koubou_broker.queue import Need
-from koubou_broker.roster import Roster, fits, obstacle_of, room_of
-from koubou_broker.routing import TaskRouter
-from koubou_broker.strategies import by_points
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.placing import Held, Placed
+from koubou_broker.routing.queue import Need
+from koubou_broker.routing.roster import Roster, fits, obstacle_of, room_of
+from koubou_broker.routing.router import TaskRouter
+from koubou_broker.routing.strategies import by_points
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.errors import ErrorClass
 from koubou_common.messages import Dispatch
 from koubou_common.messages.values import AgentHealth, ModelSeen, WorkerMode

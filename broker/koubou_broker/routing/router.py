@@ -5,16 +5,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
 from koubou_broker.core_settings import CoreSettings
-from koubou_broker.fitting import Fitting, model_bytes_of
-from koubou_broker.performance import Performance
-from koubou_broker.placing import NAMED, Held, Placed, reason_counts
-from koubou_broker.prompt_prefix import prefix_of
-from koubou_broker.queue import Need
 from koubou_broker.records import NewTask
-from koubou_broker.roster import Roster, fits
-from koubou_broker.strategies import STRATEGIES, Choice, Strategy, order_of
-from koubou_broker.weighing import Scales
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.fitting import Fitting, model_bytes_of
+from koubou_broker.routing.performance import Performance
+from koubou_broker.routing.placing import NAMED, Held, Placed, reason_counts
+from koubou_broker.routing.prompt_prefix import prefix_of
+from koubou_broker.routing.queue import Need
+from koubou_broker.routing.roster import Roster, fits
+from koubou_broker.routing.strategies import STRATEGIES, Choice, Strategy, order_of
+from koubou_broker.routing.weighing import Scales
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.messages.values import Candidate, Decision
 from koubou_common.reasons import Reason
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from koubou_broker.core_settings import WorkerSettings
-from koubou_broker.fitting import ANSWER_TOKENS_LEAST, Fitting, model_bytes_of
 from koubou_broker.records import BodyRef, NewTask
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.fitting import ANSWER_TOKENS_LEAST, Fitting, model_bytes_of
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.messages.values import ModelSeen, Option
 from koubou_common.reasons import Reason
 from support.core_play import MODEL, a_new_task, a_worker

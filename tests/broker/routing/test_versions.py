@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from koubou_broker.versions import Versions, most_capable
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.versions import Versions, most_capable
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.messages.values import ModelSeen
 from support.core_play import a_worker
 

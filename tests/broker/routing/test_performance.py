@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from koubou_broker.core_settings import PerformanceSettings
-from koubou_broker.performance import Performance, TimeLimits
-from koubou_broker.speeds import Speed, speeds_of
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.performance import Performance, TimeLimits
+from koubou_broker.routing.speeds import Speed, speeds_of
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.messages.values import Metrics, WorkerLimits
 from support.core_play import MODEL, a_worker
 from support.store_play import START_MS, a_metric

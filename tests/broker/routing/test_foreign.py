@@ -1,6 +1,6 @@
 """Signs that somebody else uses an Ollama, and their end."""
 
-from koubou_broker.foreign import LATE_IN_ROW, LATE_LASTS_S, OURS_S, ForeignLoad
+from koubou_broker.routing.foreign import LATE_IN_ROW, LATE_LASTS_S, OURS_S, ForeignLoad
 
 
 def a_watch(*, since_s: float = 0.0) -> ForeignLoad:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from koubou_broker.core_settings import Rule
-from koubou_broker.placing import Held, Placed, placement_text
+from koubou_broker.routing.placing import Held, Placed, placement_text
 from koubou_common.messages.values import AgentHealth, Candidate, Label, WorkerMode
 from koubou_common.reasons import Reason
 from support.core_play import MODEL, a_new_task, a_worker

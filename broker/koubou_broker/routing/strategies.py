@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from koubou_broker.score import Standing, Times
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.score import Standing, Times
+from koubou_broker.routing.workers import LiveWorker
 
 # For a task this short the way there and back is something; for a longer one it is lost in the noise.
 SHORT_TASK_S = 10.0

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from koubou_broker.performance import Performance
-from koubou_broker.queue import Need
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.performance import Performance
+from koubou_broker.routing.queue import Need
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.messages.values import ScorePart
 
 FACTOR_WEIGHT = 100.0

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from koubou_broker.prompt_prefix import prefix_of
 from koubou_broker.records import BodyRef, NewTask
+from koubou_broker.routing.prompt_prefix import prefix_of
 from koubou_common.messages.values import File
 from support.core_play import a_body, a_new_task
 

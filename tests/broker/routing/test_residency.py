@@ -1,6 +1,6 @@
 """Which models a box has loaded, and what it read last."""
 
-from koubou_broker.residency import Residency
+from koubou_broker.routing.residency import Residency
 
 A, B, C = "llama3:8b", "gpt-oss:20b", "nomic:latest"
 

@@ -1,6 +1,6 @@
 """A decision as it is kept and told."""
 
-from koubou_broker.placing import count_reasons, placement_text, reason_counts
+from koubou_broker.routing.placing import count_reasons, placement_text, reason_counts
 from koubou_common.messages.values import Candidate, Decision, ReasonCount, ScorePart
 from koubou_common.reasons import Reason
 

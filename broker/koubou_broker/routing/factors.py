@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from koubou_broker.speeds import Speed
+from koubou_broker.routing.speeds import Speed
 
 FACTOR_LEAST, FACTOR_MOST = 0.1, 2.0  # the requirement's
 LOCAL_BASELINE = "the local workers"

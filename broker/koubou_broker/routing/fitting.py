@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from koubou_broker.records import NewTask
-from koubou_broker.token_ratio import TokenRatios
-from koubou_broker.versions import differs_text
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.token_ratio import TokenRatios
+from koubou_broker.routing.versions import differs_text
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.messages.values import Label
 from koubou_common.reasons import Reason
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from koubou_broker.core_settings import CoreSettings
-from koubou_broker.workers import LiveWorker
+from koubou_broker.routing.workers import LiveWorker
 from koubou_common.errors import ErrorClass
 from koubou_common.messages.values import AgentHealth, Option
 from support.core_play import MODEL, a_worker

@@ -2,7 +2,7 @@
 
 import pytest
 
-from koubou_broker.token_ratio import BYTES_PER_TOKEN_MOST, BYTES_PER_TOKEN_USUAL, TokenRatios
+from koubou_broker.routing.token_ratio import BYTES_PER_TOKEN_MOST, BYTES_PER_TOKEN_USUAL, TokenRatios
 
 
 def measured(*ratios: float, model: str = "m:1b") -> TokenRatios:
