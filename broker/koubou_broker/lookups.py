@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Select, Table, func, select
+from sqlalchemy import Connection, Integer, Select, Table, func, select, type_coerce
 
 from koubou_broker import rows, schema
 from koubou_broker.effects import (
@@ -263,8 +263,10 @@ def _submission_hashes(connection: Connection) -> frozenset[int]:
 
 def _worker_scores(connection: Connection, now_ms: int) -> tuple[tuple[str, int, int], ...]:
     metrics = schema.worker_metrics.c
+    # The sum of truth values would be read as one itself: 24 successes as 1.
+    successes = func.sum(type_coerce(metrics.success, Integer))
     query = (
-        select(metrics.worker_id, func.sum(metrics.success), func.count())
+        select(metrics.worker_id, successes, func.count())
         .where(metrics.measured_at >= now_ms - SCORES_MS, metrics.success | metrics.error_type.in_(_COUNTED))
         .group_by(metrics.worker_id)
     )

@@ -279,6 +279,12 @@ def test_after_a_start_only_failures_that_speak_about_a_worker_count_against_it(
         assert play.snapshot().worker_scores == (("lan_001", 1, 1),)
 
 
+def test_after_a_start_every_success_counts_for_its_worker(path: Path) -> None:
+    with a_store(path) as play:
+        play.write(a_submitted_task(), Entry((a_worker(), a_metric(), a_metric(), a_metric())))
+        assert play.snapshot().worker_scores == (("lan_001", 3, 0),)
+
+
 def test_a_retry_can_tell_whose_bodies_are_gone(path: Path) -> None:
     with a_store(path) as play:
         play.write(a_submitted_task(1), a_submitted_task(2, prompt=b"other"))
