@@ -222,15 +222,16 @@ class ClientNode(Talker):
     def refused(self, error: Error, asked: Request | None) -> None:
         """Only what a bug of the broker's cannot store is refused for good."""
         message = asked.message if asked else None
+        if isinstance(message, Submit) and error.code is Code.REFUSED and "version" in error.message:
+            # No one version is on a worker for each of its tasks (of this part or another), or nobody has told: another
+            # time there is.
+            self._life.after(_VERSION_S, lambda: self._submit(message.idempotency_key))
+            return
         if isinstance(message, Submit) and message.idempotency_key in self.journal.spoiled:
             assert error.code is Code.INTERNAL, f"{self.name}: {error}"
             self.keys.remove(message.idempotency_key)
             return
         if error.code is Code.NOT_FOUND and self._may_be_gone():
-            return
-        if isinstance(message, Submit) and error.code is Code.REFUSED and message.tasks[0].same_digest:
-            # No one version is on a worker for each of its tasks, or nobody has told: another time there is.
-            self._life.after(_VERSION_S, lambda: self._submit(message.idempotency_key))
             return
         super().refused(error, asked)
 
