@@ -63,13 +63,15 @@ def answer(
     play: Play, dispatch: Dispatch, text: str = "# Docs", *, by: Peer = W1, digest: str = OLD, **more: object
 ) -> None:
     """The agent delivers a success and is free again."""
-    result = replace(a_result(dispatch.attempt_uid, text=text), model_digest=digest, **more)  # type: ignore[arg-type]
+    told = a_result(dispatch.attempt_uid, text=text)
+    result = replace(told, model_digest=digest, **more)  # type: ignore[arg-type] # names are checked by replace itself
     play.say(by, replace(result, status=a_status(free=8, last=99)))
 
 
 def asked(play: Play, spec: TaskSpec | None = None, text: str = "# Docs", **more: object) -> None:
     """A task is submitted, run and answered."""
-    answer(play, the(sent(play.submit(spec or a_spec()), Dispatch)), text, **more)  # type: ignore[arg-type]
+    dispatch = the(sent(play.submit(spec or a_spec()), Dispatch))
+    answer(play, dispatch, text, **more)  # type: ignore[arg-type] # as in `answer`
 
 
 def is_answered(play: Play, effects: list[Effect], task_id: int) -> bool:
